@@ -11,7 +11,7 @@ def make(rootfs: str, *, cache: str) -> None:
     """Unpack all packages into ``rootfs``, which appears only when it is complete."""
     building = f"{rootfs}.building"
     fetched = packages.fetch(["dpdk-dev", "busybox-static"], cache=cache, progress=print)
-    packages.unpack(fetched, building, wanted=_wanted)
+    packages.unpack(fetched, building, select=_wanted)
     for directory in ("dev", "proc", "sys", "tmp", "run"):
         os.makedirs(f"{building}/{directory}", exist_ok=True)
     for name in ("sh", "ls", "id", "grep", "timeout"):

@@ -1,4 +1,4 @@
-"""The real agent at the other end of a socket: what it answers, and that no host can make it do anything else."""
+"""The real agent at the other end of a socket: its answers to valid calls, and to hosts that break the protocol."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def execute(agent: Agent, number: int, spec: dict[str, Any], *descriptors: str) 
     agent.call("exec", container="c1", process=number, descriptors=descriptors, spec=spec)
 
 
-def test_a_container_from_create_to_exit(agent: Agent) -> None:
+def test_container_from_create_to_exit(agent: Agent) -> None:
     create(agent, "cat; echo err >&2; exit 7")
     agent.write(1, b"to the process\n")
     assert agent.call("start", container="c1") is None
@@ -46,7 +46,7 @@ def test_a_container_from_create_to_exit(agent: Agent) -> None:
     assert code == 7
 
 
-def test_descriptors_beyond_stdio_are_pipes_and_sockets_of_the_guest(agent: Agent) -> None:
+def test_preserved_descriptors_are_pipes_and_sockets_of_the_guest(agent: Agent) -> None:
     script = (
         "cat <&3; echo out >&4; exec 4>&-; head -c 3 <&5; echo back >&5; exec 5>&-; read x; readlink /proc/self/fd/5"
     )
@@ -55,21 +55,21 @@ def test_descriptors_beyond_stdio_are_pipes_and_sockets_of_the_guest(agent: Agen
     agent.write(1, b"first ", descriptor=3)
     agent.write(1, b"second", descriptor=5)
     ended: set[int] = set()
-    told = {1: b"", 4: b"", 5: b""}
-    while not {4, 5} <= ended:  # both before the process ends: it has closed them
+    received = {1: b"", 4: b"", 5: b""}
+    while not {4, 5} <= ended:  # both arrive before the process ends: it has closed them
         stream, kind, payload = next(agent.everything())
         if kind == EOF:
             ended.add(stream - STREAMS)
         elif kind == DATA:
-            told[stream - STREAMS] += payload
+            received[stream - STREAMS] += payload
     agent.write(1, b"go\n")
     output, code = agent.output_until_exit(1)
-    told[1] += output[1]
-    assert told == {1: b"first sec", 4: b"out\n", 5: b"back\n"}
-    assert code == 1, "the process has closed its last one"
+    received[1] += output[1]
+    assert received == {1: b"first sec", 4: b"out\n", 5: b"back\n"}
+    assert code == 1, "the process has closed its last descriptor"
 
 
-def test_a_process_that_has_written_all_still_reads(agent: Agent) -> None:
+def test_process_that_has_closed_its_output_still_reads(agent: Agent) -> None:
     program = "import socket as s; c = s.socket(fileno=3); c.send(b'all'); c.shutdown(s.SHUT_WR); print(c.recv(9))"
     create(agent, "exec sleep 1000")
     agent.call("start", container="c1")
@@ -80,8 +80,8 @@ def test_a_process_that_has_written_all_still_reads(agent: Agent) -> None:
     assert agent.output_until_exit(2) == ({1: b"b'answer'\n", 2: b""}, 0)
 
 
-def test_as_many_descriptors_as_there_may_be(agent: Agent) -> None:
-    """Numbers that the agent itself has are among them."""
+def test_maximum_number_of_descriptors(agent: Agent) -> None:
+    """The numbers include some that the agent uses itself."""
     create(agent, "exec sleep 1000")
     agent.call("start", container="c1")
     numbers = range(3, 3 + MAX_PRESERVED)
@@ -91,7 +91,7 @@ def test_as_many_descriptors_as_there_may_be(agent: Agent) -> None:
     assert (output, code) == ({1: b"", 2: b""} | {number: f"{number}\n".encode() for number in numbers}, 0)
 
 
-def test_a_signal_ends_it_with_128_and_its_number(agent: Agent) -> None:
+def test_exit_code_of_a_killed_process_is_128_plus_the_signal(agent: Agent) -> None:
     create(agent, "exec sleep 1000")
     agent.call("start", container="c1")
     agent.call("signal", container="c1", process=1, signal=15, everyone=False)
@@ -100,13 +100,13 @@ def test_a_signal_ends_it_with_128_and_its_number(agent: Agent) -> None:
         agent.call("signal", container="c1", process=1, signal=15, everyone=False)
 
 
-def test_a_flood_waits_for_credit_and_holds_up_nobody_else(agent: Agent) -> None:
+def test_flood_waits_for_credit_and_does_not_block_other_processes(agent: Agent) -> None:
     create(agent, "exec sleep 1000")
     agent.call("start", container="c1")
     size = 3 * WINDOW
     execute(agent, 2, shell(f"head -c {size} /dev/zero"))
     execute(agent, 3, shell("echo quick"))
-    # No credit is given yet: of process 2 a window comes, of process 3 everything.
+    # No credit is returned yet: process 2 sends a window, process 3 everything.
     received, quick = 0, b""
     for stream, kind, payload in agent.everything():
         if kind == DATA and stream == 2 * STREAMS + 1:
@@ -122,8 +122,8 @@ def test_a_flood_waits_for_credit_and_holds_up_nobody_else(agent: Agent) -> None
     assert code == 0
 
 
-def test_a_creation_that_is_given_up_leaves_nothing(agent: Agent) -> None:
-    """A host that waits for one no longer deletes what comes of it, whenever that is."""
+def test_cancelled_creation_leaves_nothing(agent: Agent) -> None:
+    """A host that no longer waits for the creation deletes the container whenever it appears."""
     spec = {"process": shell("exec sleep 1000"), "annotations": {"takes": "1"}}
     params = {"container": "c1", "process": 1, "descriptors": [], "joins": {}, "spec": spec, "devices": []}
     agent.send("create", **params)
@@ -150,14 +150,14 @@ def test_a_creation_that_is_given_up_leaves_nothing(agent: Agent) -> None:
         ("reserve_hugepages", {"kib": 7, "count": 1}, VmError),
     ],
 )
-def test_a_call_that_cannot_be_carried_out_is_answered(
+def test_failed_call_is_answered_with_an_error(
     agent: Agent, method: str, params: dict[str, Any], kind: type[Exception]
 ) -> None:
     with pytest.raises(kind):
         agent.ask(method, **params)
 
 
-def test_a_program_that_is_not_there(agent: Agent) -> None:
+def test_missing_program_is_an_error(agent: Agent) -> None:
     with pytest.raises(CommandError, match=r'exec: "/none": executable file not found in \$PATH') as caught:
         agent.call(
             "create", container="c1", process=1, joins={}, spec={"process": {"args": ["/none"]}}, devices=[],
@@ -166,7 +166,7 @@ def test_a_program_that_is_not_there(agent: Agent) -> None:
     assert caught.value.exit_code == 127
 
 
-def test_an_exec_that_fails_leaves_the_container_usable(agent: Agent) -> None:
+def test_failed_exec_leaves_the_container_usable(agent: Agent) -> None:
     create(agent, "exec sleep 1000")
     agent.call("start", container="c1")
     with pytest.raises(CommandError):
@@ -175,7 +175,7 @@ def test_an_exec_that_fails_leaves_the_container_usable(agent: Agent) -> None:
     assert agent.output_until_exit(3)[0][1] == b"fine\n"
 
 
-def test_an_exec_before_the_start_is_refused(agent: Agent) -> None:
+def test_exec_before_the_start_is_refused(agent: Agent) -> None:
     create(agent, "true")
     with pytest.raises(StateError, match="container not running"):
         execute(agent, 2, shell("true"))
@@ -193,7 +193,7 @@ def test_an_exec_before_the_start_is_refused(agent: Agent) -> None:
         encode_call(1, "exec", {"process": 1, "descriptors": ["sideways"]}),
     ],
 )
-def test_a_host_that_breaks_a_rule_ends_the_agent(agent: Agent, noise: bytes) -> None:
+def test_violation_of_the_protocol_ends_the_agent(agent: Agent, noise: bytes) -> None:
     agent.port.send(noise)
     with pytest.raises(StopIteration):
         while True:
@@ -201,7 +201,7 @@ def test_a_host_that_breaks_a_rule_ends_the_agent(agent: Agent, noise: bytes) ->
     assert "LinkError" in agent.wait()
 
 
-def test_more_stdin_than_the_credit_ends_the_agent(agent: Agent) -> None:
+def test_stdin_beyond_the_credit_ends_the_agent(agent: Agent) -> None:
     create(agent, "sleep 1000")
     piece = bytes(65536)
     with pytest.raises((StopIteration, LinkError)):

@@ -1,4 +1,4 @@
-"""Calls and frames of the real agent that no container needs: order, names, ports, and what ends the agent."""
+"""Calls and frames of the real agent that need no container: order, names, ports, and protocol violations."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ def create(agent: Agent, script: str, *descriptors: str) -> None:
     )  # fmt: skip
 
 
-def test_a_wait_for_a_device_delays_no_other_call(agent: Agent) -> None:
+def test_wait_for_a_device_does_not_delay_other_calls(agent: Agent) -> None:
     agent.send("bind_vfio", address="0000:01:00.0", seconds=1000)
     assert agent.call("settle") is None
 
 
-def test_everything_is_settled_again_after_the_prepared_crun_was_used(agent: Agent) -> None:
+def test_new_crun_is_prepared_after_one_was_used(agent: Agent) -> None:
     create(agent, "true")
     assert agent.call("settle") is None
 
 
-def test_a_call_for_a_device_that_does_not_come_is_answered(agent: Agent) -> None:
+def test_call_for_a_device_that_never_appears_is_an_error(agent: Agent) -> None:
     with pytest.raises(Exception, match=r"0000:01:00\.0: the device did not appear in the guest within 0\.1 s"):
         agent.call("bind_vfio", address="0000:01:00.0", seconds=0.1)
 
 
-def test_names_are_asked_of_the_host(tmp_path: Path) -> None:
+def test_name_queries_are_sent_to_the_host(tmp_path: Path) -> None:
     with Agent(str(tmp_path), unshare=("--net",)) as agent:
-        agent.event("hello")  # from here on it is in its namespace
+        agent.event("hello")  # from here on this process is in the agent's network namespace
         network = os.open(f"/proc/{agent.pid}/ns/net", os.O_RDONLY)
         network_namespace.within(network, raise_loopback)
         agent.call("serve_names", servers=["127.0.0.11"])
@@ -68,7 +68,7 @@ def test_names_are_asked_of_the_host(tmp_path: Path) -> None:
         os.close(network)
 
 
-def test_a_port_that_nobody_listens_at(agent: Agent) -> None:
+def test_port_without_a_listener_is_an_error(agent: Agent) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
     with pytest.raises(VmError, match=f"^port {port} of the pod: Connection refused"):
@@ -77,11 +77,11 @@ def test_a_port_that_nobody_listens_at(agent: Agent) -> None:
         agent.call("disconnect", process=1)
 
 
-def test_a_disconnect_before_any_connection_has_nothing_to_do(agent: Agent) -> None:
+def test_disconnect_without_a_connection_is_ignored(agent: Agent) -> None:
     assert agent.call("disconnect", process=1) is None
 
 
-def test_the_number_of_preserved_descriptors_is_cruns_option(agent: Agent) -> None:
+def test_number_of_preserved_descriptors_is_passed_to_crun(agent: Agent) -> None:
     create(agent, "true", "in", "out", "both")
     [call] = agent.crun_calls("create")
     assert call["preserved"] == "3"
@@ -98,21 +98,21 @@ def test_the_number_of_preserved_descriptors_is_cruns_option(agent: Agent) -> No
         (encode(2 * STREAMS, DATA, b"x"), "frame for the unknown stream 128"),
     ],
 )
-def test_frames_that_break_a_rule_end_the_agent(agent: Agent, noise: bytes, words: str) -> None:
+def test_invalid_frames_end_the_agent(agent: Agent, noise: bytes, words: str) -> None:
     create(agent, "true")
     agent.port.send(noise)
     assert not [frame for frame in agent.frames if frame[1] == DATA]
     assert words in agent.wait()
 
 
-def test_a_number_of_a_process_is_used_once(agent: Agent) -> None:
+def test_number_of_a_process_is_used_only_once(agent: Agent) -> None:
     create(agent, "true")
     agent.send("exec", container="c1", process=1, descriptors=[], spec={})
     assert list(agent.frames) == []
     assert "process number 1 was used before" in agent.wait()
 
 
-def test_a_bug_in_a_call_is_an_answer(agent: Agent) -> None:
+def test_bug_in_a_call_is_answered_with_an_error(agent: Agent) -> None:
     for method, params in (("start", {}), ("create", {"process": 1, "descriptors": [], "container": "c1"})):
         arguments: dict[str, Any] = params
         with pytest.raises(VmError, match=f"^agent: {method}: TypeError: "):

@@ -1,4 +1,4 @@
-"""Containers of the real agent: their states, limits, hooks and namespaces, and what crun is asked for."""
+"""Containers of the real agent: states, limits, hooks, namespaces, and the arguments of crun."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def create(
 
 
 def cgroup(tmp_path: Path, **files: str) -> Path:
-    """The directory of the container's cgroup, with files."""
+    """The directory of the container's cgroup; the test fills it with files."""
     directory = tmp_path / "root/sys/fs/cgroup/hawse/c1"
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
@@ -52,7 +52,7 @@ def pid_of(tmp_path: Path, number: int = 1) -> int:
     return int((tmp_path / f"run/containers/c1/pid-{number}").read_text())
 
 
-def test_a_container_is_started_once_and_while_it_exists(agent: Agent) -> None:
+def test_container_is_started_only_once_and_only_if_it_exists(agent: Agent) -> None:
     create(agent, shell("exec sleep 1000"))
     agent.call("start", container="c1")
     with pytest.raises(StateError, match="cannot start container c1: it has been started already"):
@@ -67,7 +67,7 @@ def test_a_container_is_started_once_and_while_it_exists(agent: Agent) -> None:
 NODE = {"path": "/dev/x", "major": 1, "minor": 3, "mode": 0o600, "uid": 0, "gid": 0}
 
 
-def test_nothing_is_executed_in_a_container_that_has_ended(agent: Agent) -> None:
+def test_exec_in_an_ended_container_is_refused(agent: Agent) -> None:
     create(agent, shell("exit 4"))
     agent.call("start", container="c1")
     assert agent.output_until_exit(1)[1] == 4
@@ -79,7 +79,7 @@ def test_nothing_is_executed_in_a_container_that_has_ended(agent: Agent) -> None
         agent.call("add_nodes", container="c1", nodes=[NODE], devices=[])
 
 
-def test_a_container_joins_namespaces_of_another(agent: Agent, tmp_path: Path) -> None:
+def test_container_joins_namespaces_of_another(agent: Agent, tmp_path: Path) -> None:
     create(agent, shell("exec sleep 1000"))
     create(
         agent, shell("true"), name="c2", number=2, joins={"network": "c1", "ipc": "c1"},
@@ -95,12 +95,12 @@ def test_a_container_joins_namespaces_of_another(agent: Agent, tmp_path: Path) -
 
 
 def is_namespace(pid: int, number: str) -> bool:
-    """Whether a descriptor of a process is of a namespace that it has open."""
+    """Whether a descriptor of a process refers to a namespace that the process has open."""
     return os.readlink(f"/proc/{pid}/fd/{number}").startswith(("net:[", "ipc:["))
 
 
-def test_the_prepared_crun_is_used_once_and_for_plain_containers_only(agent: Agent) -> None:
-    """Hooks see the name of the container; a terminal and further descriptors are passed by other means."""
+def test_prepared_crun_is_used_once_and_only_for_plain_containers(agent: Agent) -> None:
+    """Hooks depend on the container's name, and a terminal or further descriptors are passed by other means."""
     hook = {"startContainer": [{"path": "/bin/true"}]}
     create(agent, shell("true"), hooks=hook)
     create(agent, shell("true", terminal=True), name="c2", number=2)
@@ -109,7 +109,7 @@ def test_the_prepared_crun_is_used_once_and_for_plain_containers_only(agent: Age
     assert [call["name"] for call in agent.crun_calls("create")] == ["c1", "c2", "prepared", "c4"]
 
 
-def test_a_container_with_hooks_is_started_when_its_program_runs(agent: Agent, tmp_path: Path) -> None:
+def test_start_with_hooks_returns_when_the_program_runs(agent: Agent, tmp_path: Path) -> None:
     create(agent, shell("exec sleep 1000"), hooks={"startContainer": [{"path": "/bin/true"}]})
     pid = pid_of(tmp_path)
     before = os.readlink(f"/proc/{pid}/exe")
@@ -117,7 +117,7 @@ def test_a_container_with_hooks_is_started_when_its_program_runs(agent: Agent, t
     assert os.readlink(f"/proc/{pid}/exe") != before
 
 
-def test_a_template_is_saved_when_crun_waits_for_its_configuration(agent: Agent) -> None:
+def test_template_is_saved_when_crun_waits_for_its_configuration(agent: Agent) -> None:
     assert agent.call("settle") is None
     assert agent.call("trace") == []
     create(agent, shell("echo hello"))
@@ -128,20 +128,20 @@ def test_a_template_is_saved_when_crun_waits_for_its_configuration(agent: Agent)
     assert all(step["began_ns"] <= step["ended_ns"] for step in steps)
 
 
-def test_a_specification_larger_than_a_pipe_reaches_the_prepared_crun(agent: Agent) -> None:
+def test_specification_larger_than_a_pipe_reaches_the_prepared_crun(agent: Agent) -> None:
     create(agent, shell("echo hello"), annotations={"large": "x" * 300_000})
     agent.call("start", container="c1")
     assert agent.output_until_exit(1)[0][1] == b"hello\n"
 
 
-def test_a_further_process_has_the_containers_oom_score(agent: Agent) -> None:
+def test_exec_process_has_the_oom_score_of_the_container(agent: Agent) -> None:
     create(agent, shell("exec sleep 1000", oomScoreAdj=321))
     agent.call("start", container="c1")
     agent.call("exec", container="c1", process=2, descriptors=[], spec=shell("cat /proc/self/oom_score_adj"))
     assert agent.output_until_exit(2)[0][1] == b"321\n"
 
 
-def test_a_limit_that_the_cgroup_refuses_is_named_by_its_field(agent: Agent) -> None:
+def test_error_names_the_field_of_a_limit_that_the_cgroup_refuses(agent: Agent) -> None:
     refused = {"resources": {"unified": {"memory.high": "1", "memory.nonsense": "refused"}}}
     with pytest.raises(VmError) as caught:
         create(agent, shell("true"), linux=refused)
@@ -165,7 +165,7 @@ def test_limits_are_updated_and_processes_frozen_by_crun(agent: Agent) -> None:
         agent.call("update", container="c1", resources={"unified": {"pids.max": "refused"}})
 
 
-def test_limits_of_huge_pages_that_the_guest_has_not_are_left_out(agent: Agent, tmp_path: Path) -> None:
+def test_limits_of_page_sizes_that_the_guest_lacks_are_omitted(agent: Agent, tmp_path: Path) -> None:
     (tmp_path / "root/sys/kernel/mm/hugepages/hugepages-2048kB").mkdir(parents=True)
     limits = [{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 0}]
     create(agent, shell("true"), linux={"resources": {"hugepageLimits": limits}})
@@ -173,7 +173,7 @@ def test_limits_of_huge_pages_that_the_guest_has_not_are_left_out(agent: Agent, 
     assert call["spec"]["linux"]["resources"]["hugepageLimits"] == limits[:1]
 
 
-def test_a_deleted_container_leaves_no_files_and_no_inodes_of_its_share(agent: Agent, tmp_path: Path) -> None:
+def test_deleted_container_leaves_no_files_and_no_inodes_of_its_share(agent: Agent, tmp_path: Path) -> None:
     create(agent, shell("exec sleep 1000"))
     agent.call("delete", container="c1")
     assert os.listdir(tmp_path / "run/containers") == []
@@ -181,17 +181,17 @@ def test_a_deleted_container_leaves_no_files_and_no_inodes_of_its_share(agent: A
     assert (tmp_path / "root/proc/sys/vm/drop_caches").read_text() == "2"
 
 
-def test_a_creation_that_fails_leaves_no_files(agent: Agent, tmp_path: Path) -> None:
+def test_failed_creation_leaves_no_files(agent: Agent, tmp_path: Path) -> None:
     with pytest.raises(VmError):
         create(agent, shell("true"), linux={"resources": {"unified": {"memory.nonsense": "refused"}}})
     assert os.listdir(tmp_path / "run/containers") == []
 
 
 @pytest.mark.parametrize(("kind", "fails"), [("network", True), ("ipc", False)])
-def test_interfaces_of_devices_move_to_a_network_namespace_of_the_container(
+def test_interfaces_of_devices_move_to_the_network_namespace_of_the_container(
     agent: Agent, tmp_path: Path, kind: str, fails: bool
 ) -> None:
-    """Here the guest has no such interface. Without a network namespace they stay where they are."""
+    """In this test the guest has no such interface. Without a network namespace interfaces stay where they are."""
     device = {"guest": {"address": "0000:03:00.0"}, "interfaces": ["enp3s0"]}
     params: dict[str, Any] = {"container": "c1", "process": 1, "descriptors": [], "joins": {}}
     params |= {"devices": [device], "spec": {"process": shell("true"), "linux": {"namespaces": [{"type": kind}]}}}
@@ -203,7 +203,7 @@ def test_interfaces_of_devices_move_to_a_network_namespace_of_the_container(
     assert os.listdir(tmp_path / "run/containers") == ([] if fails else ["c1"])
 
 
-def test_what_a_container_uses_is_read_from_its_cgroup(agent: Agent, tmp_path: Path) -> None:
+def test_usage_of_a_container_is_read_from_its_cgroup(agent: Agent, tmp_path: Path) -> None:
     create(agent, shell("exec sleep 1000"))
     statistics = {"memory.current": "4096\n", "hugetlb.2MB.current": "0\n", "pids.current": "1\n"}
     directory = cgroup(tmp_path, cgroup_procs="")
@@ -212,7 +212,7 @@ def test_what_a_container_uses_is_read_from_its_cgroup(agent: Agent, tmp_path: P
     assert agent.call("statistics", container="c1") == statistics
 
 
-def test_a_signal_for_everyone_reaches_the_cgroup(agent: Agent, tmp_path: Path) -> None:
+def test_signal_to_all_processes_reaches_the_cgroup(agent: Agent, tmp_path: Path) -> None:
     create(agent, shell("exec sleep 1000"))
     agent.call("start", container="c1")
     pid = (tmp_path / "run/prepared/pid").read_text()
@@ -224,7 +224,7 @@ def test_a_signal_for_everyone_reaches_the_cgroup(agent: Agent, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kills", [0, 2])
-def test_a_kill_for_memory_is_reported_before_the_exit(agent: Agent, tmp_path: Path, kills: int) -> None:
+def test_oom_kill_is_reported_before_the_exit(agent: Agent, tmp_path: Path, kills: int) -> None:
     create(agent, shell("exit 5"))
     cgroup(tmp_path, memory_events=f"oom 3\noom_kill {kills}\n")
     agent.call("start", container="c1")
@@ -233,11 +233,11 @@ def test_a_kill_for_memory_is_reported_before_the_exit(agent: Agent, tmp_path: P
         _, kind, payload = next(agent.everything())
         if kind == EVENT:
             events.append(decode_event(payload))
-    told = [params for name, params in events if name == "oom"]
-    assert told[:1] == ([{"container": "c1", "kills": kills}] if kills else [])
+    reports = [params for name, params in events if name == "oom"]
+    assert reports[:1] == ([{"container": "c1", "kills": kills}] if kills else [])
 
 
-def test_processes_are_listed_by_the_cgroup(agent: Agent, tmp_path: Path) -> None:
+def test_processes_are_listed_from_the_cgroup(agent: Agent, tmp_path: Path) -> None:
     create(agent, shell("exec sleep 1000"))
     agent.call("start", container="c1")
     pid = (tmp_path / "run/prepared/pid").read_text()
@@ -247,7 +247,7 @@ def test_processes_are_listed_by_the_cgroup(agent: Agent, tmp_path: Path) -> Non
     assert [process["pid"] for process in agent.call("listing", container="c1")] == [int(pid)]
 
 
-def test_notifications_are_passed_on_before_the_exit(agent: Agent, tmp_path: Path) -> None:
+def test_notifications_are_forwarded_before_the_exit(agent: Agent, tmp_path: Path) -> None:
     """The socket exists before crun is called, every user may write to it, and it is removed with the container."""
     directory = tmp_path / "run/notify/c1"
     send = "import os, socket, sys; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
@@ -272,7 +272,7 @@ def test_notifications_are_passed_on_before_the_exit(agent: Agent, tmp_path: Pat
     assert not directory.exists()
 
 
-def test_socket_for_notifications_does_not_stay_where_a_container_fails(agent: Agent, tmp_path: Path) -> None:
+def test_notification_socket_is_removed_if_the_creation_fails(agent: Agent, tmp_path: Path) -> None:
     with pytest.raises(HawseError):
         agent.call(
             "create", container="c1", process=1, descriptors=[], joins={}, devices=[], notify=True,

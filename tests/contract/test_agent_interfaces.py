@@ -24,18 +24,18 @@ MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02")
 
 @pytest.fixture
 def guest() -> Iterator[Namespace]:
-    with Namespace() as made:
-        made.ip("link add v0 type veth peer name v1")
-        made.ip("link set lo up")
-        yield made
+    with Namespace() as namespace:
+        namespace.ip("link add v0 type veth peer name v1")
+        namespace.ip("link set lo up")
+        yield namespace
 
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path))
-    made.link("proc/sys/net", "/proc/sys/net")
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path))
+    kernel.link("proc/sys/net", "/proc/sys/net")
+    yield kernel
+    kernel.close()
 
 
 def index(guest: Namespace, name: str) -> int:
@@ -66,8 +66,8 @@ def setting(guest: Namespace, name: str) -> str:
     return guest.execute("cat", f"/proc/sys/net/{name}").strip()
 
 
-def test_interfaces_become_the_hosts(guest: Namespace, kernel: FakeKernel) -> None:
-    """They exchange names with each other; routes without a gateway are added before those that need them."""
+def test_interfaces_are_configured_like_those_of_the_host(guest: Namespace, kernel: FakeKernel) -> None:
+    """They exchange names with each other. Routes without a gateway are added before routes that depend on them."""
     add(kernel, guest, FIRST, "v0")
     add(kernel, guest, SECOND, "v1")
     gateway = {"family": 4, "to": "", "prefix": 0, "gateway": "10.8.0.1"}
@@ -83,15 +83,15 @@ def test_interfaces_become_the_hosts(guest: Namespace, kernel: FakeKernel) -> No
     assert (shown["mtu"], "UP" in shown["flags"]) == (1400, True)
     assert {"UP", "NOARP", "PROMISC", "ALLMULTI"} <= set(flags := guest.shown("link show dev v0")[0]["flags"])
     assert "MULTICAST" not in flags and "NOARP" not in shown["flags"]
-    found = {entry["local"] for entry in guest.shown("addr show dev eth0")[0]["addr_info"]}
-    assert found == {"10.9.0.2", "fd77::2"}, "no address of the link is generated"
+    addresses = {entry["local"] for entry in guest.shown("addr show dev eth0")[0]["addr_info"]}
+    assert addresses == {"10.9.0.2", "fd77::2"}, "no address of the link is generated"
     routes = {route["dst"]: route.get("gateway") for route in guest.shown("route show")}
     assert routes == {"default": "10.8.0.1", "10.8.0.0/24": None, "10.9.0.0/24": None}
     assert [n["lladdr"] for n in guest.shown("neigh show dev eth0") if n["dst"] == "10.9.0.9"] == [MACS[0]]
     assert (setting(guest, "ipv6/conf/eth0/accept_ra"), setting(guest, "ipv6/conf/v0/accept_ra")) == ("0", "1")
 
 
-def test_a_route_that_an_address_brought_is_no_error(guest: Namespace, kernel: FakeKernel) -> None:
+def test_route_that_exists_with_its_address_is_not_an_error(guest: Namespace, kernel: FakeKernel) -> None:
     add(kernel, guest, FIRST, "v0")
     guest.ip("link set v1 up")
     own = {"family": 4, "to": "10.9.0.0", "prefix": 24, "source": "10.9.0.2", "scope": 253, "protocol": 2}
@@ -111,7 +111,7 @@ def test_a_route_that_an_address_brought_is_no_error(guest: Namespace, kernel: F
         ({"mtu": 20}, "interface eth0: MTU 20: Invalid argument"),
     ],
 )
-def test_what_the_kernel_refuses_is_named(
+def test_setting_that_the_kernel_refuses_is_named(
     guest: Namespace, kernel: FakeKernel, other: dict[str, Any], words: str
 ) -> None:
     add(kernel, guest, FIRST, "v0")
@@ -120,7 +120,7 @@ def test_what_the_kernel_refuses_is_named(
         configure(guest, kernel, wish(FIRST, "eth0", **other), uevents=FakeUevents())
 
 
-def test_an_interface_may_appear_some_time_after_its_device(guest: Namespace, kernel: FakeKernel) -> None:
+def test_interface_may_appear_after_its_device(guest: Namespace, kernel: FakeKernel) -> None:
     kernel.function(FIRST, group=1, driver="")
     steps = (
         lambda: kernel.bind(FIRST, "virtio-pci"),
@@ -135,13 +135,13 @@ def test_an_interface_may_appear_some_time_after_its_device(guest: Namespace, ke
     assert kernel.probed() == [FIRST]
 
 
-def test_an_interface_that_never_appears_is_named(guest: Namespace, kernel: FakeKernel) -> None:
+def test_interface_that_never_appears_is_named(guest: Namespace, kernel: FakeKernel) -> None:
     kernel.function(FIRST, group=1, driver="virtio-pci")
     with pytest.raises(VmError, match=f"^{FIRST}: bound in the guest, but no network interface appeared within 10 s"):
         configure(guest, kernel, wish(FIRST, "eth0"), uevents=FakeUevents())
 
 
-def test_addresses_are_given_when_the_link_carries(guest: Namespace, kernel: FakeKernel) -> None:
+def test_addresses_are_added_when_the_link_has_a_carrier(guest: Namespace, kernel: FakeKernel) -> None:
     """Packets that are sent before that are dropped."""
     add(kernel, guest, FIRST, "v0")
     carrier = Path(kernel.root, "sys/class/net/eth0/carrier")
@@ -155,7 +155,7 @@ def test_addresses_are_given_when_the_link_carries(guest: Namespace, kernel: Fak
     assert len(guest.shown("addr show dev eth0")[0]["addr_info"]) == 1
 
 
-def test_the_loopback_is_raised(guest: Namespace) -> None:
+def test_loopback_is_set_up(guest: Namespace) -> None:
     guest.ip("link set lo down")
     network_namespace.within(guest.fd, network.raise_loopback)
     assert "UP" in guest.shown("link show dev lo")[0]["flags"]
@@ -171,7 +171,7 @@ def test_the_loopback_is_raised(guest: Namespace) -> None:
         ("1000:ff:1f.1", 0, 0x00, "v0"),  # 16 characters are too many
     ],
 )
-def test_an_interface_of_a_native_function_is_named_by_its_address(
+def test_interface_of_a_native_function_is_found_by_its_address(
     guest: Namespace, kernel: FakeKernel, tmp_path: Path, address: str, port: int, header: int | None, name: str
 ) -> None:
     kernel.function(address, group=1, driver="e1000e", header=header)
@@ -193,7 +193,7 @@ def test_an_interface_of_a_native_function_is_named_by_its_address(
     assert guest.links() == sorted(["v1", name])
 
 
-def test_interfaces_move_to_the_namespace_of_their_container(guest: Namespace, kernel: FakeKernel) -> None:
+def test_interfaces_move_to_the_network_namespace_of_their_container(guest: Namespace, kernel: FakeKernel) -> None:
     kernel.write("sys/class/net/v0/ifindex", f"{index(guest, 'v0')}\n")
     functions: list[dict[str, Any]] = [
         {"guest": {"address": FIRST}, "interfaces": ["v0"]}, {"guest": {"address": SECOND}, "interfaces": None},

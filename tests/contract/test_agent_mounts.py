@@ -1,4 +1,4 @@
-"""The mounts of a guest, made by the kernel of this host in a private mount namespace."""
+"""The mounts of a guest, created by the kernel of this host in a private mount namespace."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def mounts(table: str) -> dict[str, tuple[str, set[str], set[str]]]:
     return {mount.point: (mount.kind, set(mount.options), set(mount.file_system_options)) for mount in parse(table)}
 
 
-def test_the_file_systems_of_a_guest_are_mounted_without_what_they_need_not() -> None:
+def test_file_systems_of_a_guest_have_restrictive_options() -> None:
     program = (
         f"import sys; sys.path.insert(0, {_PACKAGES!r}); from hawse.agent.machine import boot; boot.prepare_root(); "
         "print(open('/proc/self/mountinfo').read())"
     )
     table = subprocess.check_output(["unshare", "--mount", sys.executable, "-I", "-c", program], text=True)
-    found = mounts(table)
+    mounted = mounts(table)
     strict = {"nosuid", "nodev", "noexec"}
     expected = {
         "/proc": ("proc", strict),
@@ -40,12 +40,12 @@ def test_the_file_systems_of_a_guest_are_mounted_without_what_they_need_not() ->
         "/dev/shm": ("tmpfs", {"nosuid", "nodev"}),
         "/run": ("tmpfs", {"nosuid", "nodev"}),
     }
-    assert {path: (found[path][0], found[path][1] & strict) for path in expected} == expected
-    assert {"gid=5", "mode=620", "ptmxmode=666"} <= found["/dev/pts"][2]
-    assert "mode=755" in found["/run"][2]
+    assert {path: (mounted[path][0], mounted[path][1] & strict) for path in expected} == expected
+    assert {"gid=5", "mode=620", "ptmxmode=666"} <= mounted["/dev/pts"][2]
+    assert "mode=755" in mounted["/run"][2]
 
 
-def test_shared_memory_is_limited_and_the_same_for_all_containers_of_a_pod(tmp_path: Path) -> None:
+def test_shared_memory_is_limited_and_shared_by_containers_of_a_pod(tmp_path: Path) -> None:
     with Agent(str(tmp_path), unshare=("--mount",)) as agent:
         agent.call("share_memory", name="m1", size=8 << 20)
         path = f"/proc/{agent.pid}/root{tmp_path}/shm/m1"
@@ -58,7 +58,7 @@ def test_shared_memory_is_limited_and_the_same_for_all_containers_of_a_pod(tmp_p
     assert "size=8192k" in limits
 
 
-def test_huge_pages_are_a_file_system_with_the_owner_of_the_hosts(tmp_path: Path) -> None:
+def test_hugetlbfs_has_the_owner_of_the_hosts(tmp_path: Path) -> None:
     if not os.path.isdir(f"{hugepages.SYSFS}/hugepages-2048kB"):
         pytest.skip("this kernel has no huge pages of 2 MiB")
     share = {"name": "h1", "kib": 2048, "mode": 0o1770, "uid": 7, "gid": 8}
@@ -72,7 +72,7 @@ def test_huge_pages_are_a_file_system_with_the_owner_of_the_hosts(tmp_path: Path
     assert {"pagesize=2M", "mode=1770", "uid=7", "gid=8"} <= limits
 
 
-def test_huge_pages_of_a_size_that_the_cpu_has_not_are_an_error_and_leave_nothing(tmp_path: Path) -> None:
+def test_page_size_that_the_cpu_lacks_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with Agent(str(tmp_path), unshare=("--mount",)) as agent:
         with pytest.raises(VmError, match="the guest cannot mount huge pages of 6MB: "):
             agent.call("share_hugepages", name="h1", kib=6144, mode=0o700, uid=0, gid=0)

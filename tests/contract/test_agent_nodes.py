@@ -1,4 +1,4 @@
-"""Device nodes that the real agent makes in a container that runs, with the rules of its device cgroup."""
+"""Device nodes that the real agent creates in a running container, and the rules of its device cgroup."""
 
 from __future__ import annotations
 
@@ -54,12 +54,17 @@ def rules_set(agent: Agent) -> list[Any]:
     return [call["resources"]["devices"] for call in agent.crun_calls("update")]
 
 
-def test_nodes_are_made_allowed_shown_and_removed_again(agent: Agent, container: Path) -> None:
+def test_nodes_are_created_allowed_listed_and_removed(agent: Agent, container: Path) -> None:
     create(agent, container, RULES)
     agent.call("add_nodes", container="c1", nodes=[NULL, ZERO], devices=DEVICES)
-    made = (container / "dev/null0").stat()
-    assert stat.S_ISCHR(made.st_mode)
-    assert (stat.S_IMODE(made.st_mode), made.st_rdev, made.st_uid, made.st_gid) == (0o640, os.makedev(1, 3), 7, 8)
+    status = (container / "dev/null0").stat()
+    assert stat.S_ISCHR(status.st_mode)
+    assert (stat.S_IMODE(status.st_mode), status.st_rdev, status.st_uid, status.st_gid) == (
+        0o640,
+        os.makedev(1, 3),
+        7,
+        8,
+    )
     assert (container / "dev/vfio/5").stat().st_rdev == os.makedev(1, 5)
     assert json.loads((container / SHOWN).read_text()) == DEVICES
     assert rules_set(agent) == [[*RULES, allow(1, 5)]], "the rule for the other exists"
@@ -72,7 +77,7 @@ def test_nodes_are_made_allowed_shown_and_removed_again(agent: Agent, container:
     assert json.loads((container / SHOWN).read_text()) == []
 
 
-def test_nodes_that_cannot_all_be_made_leave_nothing(agent: Agent, container: Path) -> None:
+def test_failed_creation_of_nodes_leaves_nothing(agent: Agent, container: Path) -> None:
     create(agent, container, RULES)
     (container / "dev/vfio").mkdir()
     (container / "dev/vfio/5").write_text("the container's own")
@@ -83,17 +88,15 @@ def test_nodes_that_cannot_all_be_made_leave_nothing(agent: Agent, container: Pa
     assert rules_set(agent) == [[*RULES, allow(1, 5)], RULES]
 
 
-def test_a_container_without_rules_gets_none(agent: Agent, container: Path) -> None:
-    """It may open everything already; a rule would forbid the rest."""
+def test_container_without_device_rules_gets_no_rule(agent: Agent, container: Path) -> None:
+    """It can open every device already; a rule would deny all others."""
     create(agent, container, [])
     agent.call("add_nodes", container="c1", nodes=[ZERO], devices=[])
     assert (container / "dev/vfio/5").exists()
     assert rules_set(agent) == []
 
 
-def test_the_file_of_devices_that_is_bound_in_the_container_is_changed_in_place(
-    agent: Agent, container: Path, tmp_path: Path
-) -> None:
+def test_list_of_devices_in_the_container_is_changed_in_place(agent: Agent, container: Path, tmp_path: Path) -> None:
     create(agent, container, RULES, devices=DEVICES)
     file = tmp_path / "run/containers/c1/devices.json"
     [call] = agent.crun_calls("create")
@@ -108,10 +111,10 @@ def test_the_file_of_devices_that_is_bound_in_the_container_is_changed_in_place(
 
 
 @pytest.mark.parametrize(("group", "removed"), [(None, True), (5, False)])
-def test_the_nodes_of_a_group_in_use_stay(
+def test_nodes_of_a_group_in_use_are_kept(
     agent: Agent, container: Path, tmp_path: Path, group: int | None, removed: bool
 ) -> None:
-    """The group's node is opened to see that no process uses it; one that cannot be opened is an error."""
+    """The group's node is opened to check that no process uses it; a node that cannot be opened is an error."""
     create(agent, container, RULES)
     agent.call("add_nodes", container="c1", nodes=[ZERO], devices=[])
     (tmp_path / "root/dev/vfio/5").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Binds of what is below a shared directory, in a directory of the agent's that containers can write to."""
+"""Binds of paths below a shared directory, which containers can change, in a directory of the agent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def shared(tmp_path: Path) -> Path:
 
 
 def bound(shared: Path, path: str, inode: int) -> Any:
-    """What is at the place of a bind, seen in a private mount namespace, and what is left after the undo."""
+    """The file at the target of a bind, in a private mount namespace, and the files that remain after the undo."""
     directory = f"{shared.parent}/binds/c1"
 
     def act() -> Any:
@@ -63,9 +63,9 @@ def test_path_that_a_container_has_replaced_is_refused(shared: Path, kind: str) 
     (directory / "sub").rename(directory / "real")
     PLANTED[kind](directory / "sub")
     (directory / "real" / "file").rename(directory / "kept")
-    found = refusal(shared, inode)
-    assert found.startswith("mount mount1 of the container is @/1/sub in the share: ")
-    assert found.endswith("[another container has replaced a part of the path; create the container again]")
+    outcome = refusal(shared, inode)
+    assert outcome.startswith("mount mount1 of the container is @/1/sub in the share: ")
+    assert outcome.endswith("[another container has replaced a part of the path; create the container again]")
 
 
 def refusal(shared: Path, inode: int) -> str:
@@ -81,8 +81,8 @@ def refusal(shared: Path, inode: int) -> str:
             subpaths.unbind(directory)
         return "bound"
 
-    found: str = in_child(act)
-    return found
+    outcome: str = in_child(act)
+    return outcome
 
 
 def test_undo_without_binds_does_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Terminals of the real agent: size, input, output, further descriptors, and what is left after the end."""
+"""Terminals of the real agent: size, input, output, further descriptors, and the state after the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def create(agent: Agent, script: str, *descriptors: str, name: str = "c1", numbe
 
 
 def output_until(agent: Agent, end: bytes) -> bytes:
-    """What the terminal shows until it ends with these bytes."""
+    """The output of the terminal until it ends with these bytes."""
     shown = b""
     for stream, kind, payload in agent.everything():
         if kind == DATA and stream == STREAMS + 1:
@@ -40,7 +40,7 @@ def output_until(agent: Agent, end: bytes) -> bytes:
     raise AssertionError(shown)
 
 
-def test_a_terminal_has_a_size_that_can_be_changed(agent: Agent) -> None:
+def test_size_of_a_terminal_can_be_changed(agent: Agent) -> None:
     script = "stty -echo; stty size; read line; stty size; echo $line >&2; exit 3"
     create(agent, script, terminal=True, consoleSize={"height": 33, "width": 101})
     assert output_until(agent, b"101\r\n") == b"33 101\r\n"
@@ -50,7 +50,7 @@ def test_a_terminal_has_a_size_that_can_be_changed(agent: Agent) -> None:
     assert agent.call("resize", container="c1", process=1, rows=1, columns=1) is None, "it has ended"
 
 
-def test_a_terminal_without_a_size_has_the_kernels(agent: Agent) -> None:
+def test_terminal_without_a_size_has_the_default_of_the_kernel(agent: Agent) -> None:
     create(agent, "stty size", terminal=True)
     assert agent.output_until_exit(1)[0][1] == b"0 0\r\n"
 
@@ -66,14 +66,14 @@ def test_terminal_of_a_container_with_the_longest_name() -> None:
         assert agent.output_until_exit(3)[0][1].startswith(b"/dev/pts/")
 
 
-def test_a_terminal_is_the_controlling_one_of_its_process(agent: Agent) -> None:
+def test_terminal_is_the_controlling_terminal_of_its_process(agent: Agent) -> None:
     create(agent, "echo ready; exec sleep 1000", terminal=True)
     output_until(agent, b"ready\r\n")
     agent.write(1, b"\x03", end=False)
     assert agent.output_until_exit(1)[1] == 130
 
 
-def test_descriptors_beside_a_terminal_are_pipes(agent: Agent) -> None:
+def test_descriptors_besides_a_terminal_are_pipes(agent: Agent) -> None:
     create(agent, "cat <&3 >&4", "in", "out", terminal=True)
     agent.write(1, b"beside", descriptor=3)
     assert agent.output_until_exit(1) == ({1: b"", 2: b"", 4: b"beside"}, 0)
@@ -87,14 +87,14 @@ def test_credit_is_returned_on_the_stream_of_its_descriptor(agent: Agent) -> Non
     assert agent.output_until_exit(1)[1] == 0
 
 
-def test_a_process_without_a_terminal_has_no_size(agent: Agent) -> None:
+def test_process_without_a_terminal_has_no_size(agent: Agent) -> None:
     create(agent, "read line; exit 4")
     assert agent.call("resize", container="c1", process=1, rows=1, columns=1) is None
     agent.write(1, b"\n")
     assert agent.output_until_exit(1)[1] == 4
 
 
-def test_input_after_the_process_closed_its_own_is_dropped_and_its_credit_returned(agent: Agent) -> None:
+def test_input_after_the_process_closed_stdin_is_dropped_and_credited(agent: Agent) -> None:
     create(agent, "exec <&-; echo closed; exec sleep 1000")
     assert output_until(agent, b"closed\n") == b"closed\n"
     returned = 0
@@ -109,8 +109,8 @@ def test_input_after_the_process_closed_its_own_is_dropped_and_its_credit_return
     assert agent.output_until_exit(1)[1] == 137
 
 
-def test_a_process_reads_all_of_a_long_input(agent: Agent) -> None:
-    """Input beyond what a pipe holds waits for the process; the end follows it."""
+def test_process_reads_all_of_a_long_input(agent: Agent) -> None:
+    """Input beyond the capacity of a pipe waits for the process; the end of file follows it."""
     create(agent, "read line; wc -c")
     agent.write(1, b"\n", end=False)
     for _ in range(3):

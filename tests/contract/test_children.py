@@ -70,13 +70,13 @@ def test_program_has_its_own_session_and_only_its_descriptors(tmp_path: Path) ->
     reading, writing = os.pipe()
     os.set_inheritable(reading, True)
     text = f"import os; os.write({writing}, ' '.join([str(os.getsid(0)), *os.listdir('/proc/self/fd')]).encode())"
-    made = Program("QEMU", [sys.executable, "-IS", "-c", text], log=f"{tmp_path}/log", descriptors=[writing])
+    started = Program("QEMU", [sys.executable, "-IS", "-c", text], log=f"{tmp_path}/log", descriptors=[writing])
     os.close(writing)
     with open(reading, "rb") as file:
         session, *fds = file.read().split()
-    assert int(session) == made.process.pid
-    assert len(fds) == 5, "stdio, what it was given, and the directory that it lists"
-    made.end()
+    assert int(session) == started.process.pid
+    assert len(fds) == 5, "stdio, passed descriptors, and the directory that it lists"
+    started.end()
 
 
 @pytest.mark.parametrize("lock_memory", [False, True])
@@ -87,7 +87,7 @@ def test_program_with_host_devices_may_lock_memory(tmp_path: Path, lock_memory: 
     text = f"import os, resource; os.write({writing}, repr(resource.getrlimit(resource.RLIMIT_MEMLOCK)).encode())"
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (65536, hard))
     try:
-        made = Program(
+        started = Program(
             "QEMU", [sys.executable, "-IS", "-c", text], log=f"{tmp_path}/log", descriptors=[writing],
             lock_memory=lock_memory,
         )  # fmt: skip
@@ -96,17 +96,17 @@ def test_program_with_host_devices_may_lock_memory(tmp_path: Path, lock_memory: 
     os.close(writing)
     with open(reading) as file:
         limits = file.read()
-    made.end()
+    started.end()
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     # As root in a container, tests may lack CAP_SYS_RESOURCE, which is needed to raise the hard limit.
     assert limits in ([repr(unlimited), repr((hard, hard))] if lock_memory else [repr((65536, hard))])
 
 
 def test_program_is_stopped_on_request(tmp_path: Path) -> None:
-    made = program(tmp_path, "import time; time.sleep(60)")
-    made.end()
-    assert made.process.returncode == -signal.SIGTERM
-    assert not runs(made.process.pid)
+    started = program(tmp_path, "import time; time.sleep(60)")
+    started.end()
+    assert started.process.returncode == -signal.SIGTERM
+    assert not runs(started.process.pid)
 
 
 def test_program_that_cannot_be_executed_is_named_in_the_error(tmp_path: Path) -> None:
@@ -181,19 +181,19 @@ def test_program_starts_with_its_oom_score_which_children_inherit(tmp_path: Path
     text = "import os, time\nif os.fork() == 0: time.sleep(60)\nos.write(2, b'x')\ntime.sleep(60)"
     score = min(oom_score.read() + 7, 1000)
     argv = [sys.executable, "-IS", "-c", text]
-    made = Program("virtiofsd", argv, log=f"{tmp_path}/log", whole=True, oom_score_adj=score)
+    started = Program("virtiofsd", argv, log=f"{tmp_path}/log", whole=True, oom_score_adj=score)
     try:
-        assert made.process.stderr is not None
-        made.process.stderr.read(1)
-        found = made.processes()
-        assert [oom_score.read(process.pid) for process in found] == [score, score]
-        assert found[0].pid == made.process.pid
+        assert started.process.stderr is not None
+        started.process.stderr.read(1)
+        processes = started.processes()
+        assert [oom_score.read(process.pid) for process in processes] == [score, score]
+        assert processes[0].pid == started.process.pid
     finally:
-        made.end()
-    assert made.processes() == []
+        started.end()
+    assert started.processes() == []
 
 
 def test_program_starts_even_if_its_oom_score_cannot_be_set(tmp_path: Path) -> None:
-    made = Program("QEMU", [sys.executable, "-c", ""], log=f"{tmp_path}/log", oom_score_adj=5000)
-    assert made.process.wait() == 0
-    made.end()
+    started = Program("QEMU", [sys.executable, "-c", ""], log=f"{tmp_path}/log", oom_score_adj=5000)
+    assert started.process.wait() == 0
+    started.end()

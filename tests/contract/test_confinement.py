@@ -64,11 +64,11 @@ def test_landlock_denies_new_files_and_keeps_open_descriptors(tmp_path: Path) ->
             "execute": outcome(lambda: os.execv("/bin/true", ["true"])),
         }
 
-    found = in_child(act)
-    if found is None:
+    results = in_child(act)
+    if results is None:
         pytest.skip("this kernel has no Landlock")
-    assert (found.pop("read what is open"), found.pop("receive")) == ("content", "sent")
-    assert set(found.values()) == {"Permission denied"}, found
+    assert (results.pop("read what is open"), results.pop("receive")) == ("content", "sent")
+    assert set(results.values()) == {"Permission denied"}, results
 
 
 def test_confined_proxy_can_use_only_its_descriptors(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_kernel_without_landlock_is_not_an_error() -> None:
 
 
 def test_file_server_keeps_its_capabilities_while_it_acts_for_a_user(tmp_path: Path) -> None:
-    """In a program that was executed, too; it makes files with the user's ids in a directory of root's."""
+    """Also in a program that was executed. It creates files with the user's ids in a directory of root."""
     script = (
         "import os, sys\nos.setresgid(-1, 2000, -1)\nos.setresuid(-1, 1000, -1)\n"
         "os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL, 0o644))\n"
@@ -123,8 +123,8 @@ def test_file_server_keeps_its_capabilities_while_it_acts_for_a_user(tmp_path: P
             return subprocess.run(words, check=False, stderr=subprocess.DEVNULL).returncode
 
         assert (in_child(act) == 0) is kept
-    found = (tmp_path / "roots/made-True").stat()
-    assert (found.st_uid, found.st_gid) == (1000, 2000)
+    status = (tmp_path / "roots/made-True").stat()
+    assert (status.st_uid, status.st_gid) == (1000, 2000)
     assert os.listdir(tmp_path / "roots") == ["made-True"]
 
 

@@ -59,10 +59,10 @@ def serving(path: str, act: Callable[[socket.socket], None]) -> Iterator[None]:
 
 def dial(path: str) -> socket.socket:
     """Connect from a program in the container."""
-    made = socket.socket(socket.AF_UNIX)
-    made.settimeout(SECONDS)
-    made.connect(path)
-    return made
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(SECONDS)
+    connection.connect(path)
+    return connection
 
 
 def forwarding(agent: Agent, host: Path, act: Callable[[Processes, str, list[int]], Awaitable[None]]) -> None:
@@ -137,11 +137,11 @@ def test_clients_above_the_limit_of_connections_wait(agent: Agent, tmp_path: Pat
                 connection.sendall(b"done")
 
         with serving(f"{tmp_path}/c1-api", hold), ExitStack() as stack:
-            there = [stack.enter_context(dial(path)) for _ in range(80)]
+            connections = [stack.enter_context(dial(path)) for _ in range(80)]
             await prove_limit(agent, processes, 64)
             assert len(announced) == 64
             gate.set()
-            for each in there:  # in the order in which they are accepted
+            for each in connections:  # in the order in which they are accepted
                 assert await asyncio.to_thread(receive, each) == b"done"
                 each.close()
 

@@ -71,14 +71,14 @@ class Host:
 
 @pytest.fixture(params=["crun", "fake"])
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host]:
-    made = Host(tmp_path, REAL if request.param == "crun" else [FAKE])
-    yield made
-    if made.pid_file.exists():
+    host = Host(tmp_path, REAL if request.param == "crun" else [FAKE])
+    yield host
+    if host.pid_file.exists():
         try:
-            os.kill(int(made.pid_file.read_text()), signal.SIGKILL)
+            os.kill(int(host.pid_file.read_text()), signal.SIGKILL)
         except ProcessLookupError:
             pass
-    made("delete", "--force", "c1")
+    host("delete", "--force", "c1")
 
 
 def test_created_container_waits_for_its_start(host: Host) -> None:

@@ -23,8 +23,8 @@ CREATING = "container c1 is still being created"
 
 @asynccontextmanager
 async def real(tmp_path: Path) -> AsyncIterator[Store]:
-    async with pod(tmp_path) as made:
-        yield made.store
+    async with pod(tmp_path) as sandbox:
+        yield sandbox.store
 
 
 @asynccontextmanager

@@ -106,12 +106,12 @@ def test_clients_above_the_limit_of_connections_wait(agent: Agent, inside: Names
 
         with serving(hold) as port, ExitStack() as stack:
             dialled = await asyncio.gather(*(asyncio.to_thread(dial, inside, port) for _ in range(80)))
-            there = [stack.enter_context(connection) for connection in dialled]
+            connections = [stack.enter_context(connection) for connection in dialled]
             await prove_limit(agent, processes, 64)
             gate.set()
-            for connection in there:
+            for connection in connections:
                 connection.shutdown(socket.SHUT_WR)
-            assert await asyncio.gather(*(asyncio.to_thread(receive, each) for each in there)) == [b"done"] * 80
+            assert await asyncio.gather(*(asyncio.to_thread(receive, each) for each in connections)) == [b"done"] * 80
 
     forwarding(agent, inside, act)
 

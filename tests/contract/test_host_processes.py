@@ -44,10 +44,10 @@ class Peer:
 
 @pytest.fixture
 def peer(tmp_path: Path) -> Iterator[Peer]:
-    made = Peer(tmp_path)
-    yield made
-    made.end()
-    made.connection.close()
+    peer = Peer(tmp_path)
+    yield peer
+    peer.end()
+    peer.connection.close()
 
 
 @pytest.mark.parametrize("option", [processes._SO_PEERPIDFD, UNKNOWN])
@@ -156,9 +156,9 @@ def test_children_of_a_process_are_found_until_they_end() -> None:
         assert shell.stdout is not None
         assert shell.stdout.readline() == b"up\n"
         parent = processes.open_process(shell.pid)
-        found = processes.children_of(parent)
-        assert [child.is_alive() for child in found] == [True, True]
-        assert {os.readlink(f"/proc/{child.pid}/exe") for child in found} != {os.readlink("/proc/self/exe")}
+        children = processes.children_of(parent)
+        assert [child.is_alive() for child in children] == [True, True]
+        assert {os.readlink(f"/proc/{child.pid}/exe") for child in children} != {os.readlink("/proc/self/exe")}
         os.killpg(shell.pid, signal.SIGKILL)
         shell.wait()
         assert processes.children_of(parent) == []

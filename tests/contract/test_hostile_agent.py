@@ -1,7 +1,7 @@
-"""An agent that breaks the link's rules towards the real monitor, in every way and in every phase of a container.
+"""An agent that violates the link's protocol towards the real monitor, in every way and in every phase of a container.
 
-The monitor goes on, or ends the sandbox with a reason. Either way its log has no traceback, the state is sane JSON, and
-`delete --force` leaves nothing. QEMU and the guest are played by the test; floods are in test_hostile_guest.py.
+The monitor continues, or ends the sandbox with a reason. In both cases its log contains no traceback, the state is
+valid JSON, and `delete --force` leaves nothing. QEMU and the guest are fakes; floods are in test_hostile_guest.py.
 """
 
 from __future__ import annotations
@@ -148,11 +148,11 @@ def test_violation_of_the_protocol_ends_the_sandbox(tmp_path: Path, network: str
     """The reason is in the state, the proxy exits with 255, and QEMU has ended."""
     frames, reason = VIOLATIONS[name]
 
-    async def story(made: Scene) -> None:
-        machine = await made.start()
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
         with suppress(ConnectionError):  # the monitor may close the link before it has read everything
             machine.write(frames)
-        await made.prove_ended(NONSENSE + reason)
+        await scene.prove_ended(NONSENSE + reason)
 
     play(tmp_path, network, story)
 
@@ -175,11 +175,11 @@ TOLERATED = {
 
 @pytest.mark.parametrize("name", TOLERATED)
 def test_message_without_a_meaning_changes_nothing(tmp_path: Path, network: str, name: str) -> None:
-    async def story(made: Scene) -> None:
-        machine = await made.start()
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
         machine.write(TOLERATED[name])
-        await made.prove_running()
-        state = made.monitor.store.read()
+        await scene.prove_running()
+        state = scene.monitor.store.read()
         assert (state["status"], "failure" in state) == ("running", False)
         assert state.get("oomKills", 0) == (2**63 - 1 if name == "oom counts that fall" else 0)
 

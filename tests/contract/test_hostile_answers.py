@@ -1,6 +1,7 @@
-"""An agent whose answers are hostile towards the real monitor: of another type, late, twice, never, or no answers.
+"""A hostile agent's answers to the real monitor: of another type, late, twice, never, or errors.
 
-As in test_hostile_agent.py, the monitor goes on or ends the sandbox with a reason, and `delete --force` leaves nothing.
+As in test_hostile_agent.py, the monitor continues or ends the sandbox with a reason, and `delete --force` leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def network() -> Iterator[str]:
 
 
 def nested(number: int) -> bytes:
-    """An answer as deep as hawse takes it."""
+    """An answer with the maximum depth that hawse accepts."""
     depth = MAX_MESSAGE_DEPTH - 1
     return _reply(b'{"id":%d,"result":' % number + b"[" * depth + b"]" * depth + b"}")
 
@@ -79,10 +80,10 @@ def _reply(payload: bytes) -> bytes:
     return HEADER.pack(0, REPLY, len(payload)) + payload
 
 
-async def attempt(made: Scene, verb: str, params: dict[str, Any]) -> None:
-    """Ask a verb whose call the guest answers with nonsense: the answer is refused, or it can be printed."""
+async def attempt(scene: Scene, verb: str, params: dict[str, Any]) -> None:
+    """Run a verb whose call the guest answers with invalid data: the answer is refused, or it can be printed."""
     try:
-        check_plain(await made.monitor.ask(verb, **params))
+        check_plain(await scene.monitor.ask(verb, **params))
     except VmError as error:
         assert error.message.startswith(f"the guest's answer to {LINK_CALLS.get(verb, verb)} is unusable: ")
         check_plain(error.to_wire(), most=1000)
@@ -91,25 +92,25 @@ async def attempt(made: Scene, verb: str, params: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", VALUES)
 def test_result_of_another_type_is_refused_and_the_sandbox_goes_on(tmp_path: Path, network: str, name: str) -> None:
-    """The steps of the guest are left out of the timeline."""
+    """The steps of the guest are omitted from the timeline."""
 
     def prepare(host: FakeHost) -> None:
         host.answers["trace"] = host.answers["start"] = VALUES[name]
 
-    async def story(made: Scene) -> None:
-        assert await made.monitor.report() == []
-        await attempt(made, "start", {})
-        made.host.answers["start"] = None
+    async def story(scene: Scene) -> None:
+        assert await scene.monitor.report() == []
+        await attempt(scene, "start", {})
+        scene.host.answers["start"] = None
         if VALUES[name] is not None:
-            assert made.monitor.store.read()["status"] == "created"
-            await made.monitor.ask("start")
+            assert scene.monitor.store.read()["status"] == "created"
+            await scene.monitor.ask("start")
         for verb, params in LATER.items():
-            made.host.answers[LINK_CALLS.get(verb, verb)] = VALUES[name]
-            await attempt(made, verb, params)
-        if made.monitor.store.read()["status"] == "paused":
-            await made.monitor.ask("resume")
-        made.host.answers["listing"] = []
-        await made.prove_running()
+            scene.host.answers[LINK_CALLS.get(verb, verb)] = VALUES[name]
+            await attempt(scene, verb, params)
+        if scene.monitor.store.read()["status"] == "paused":
+            await scene.monitor.ask("resume")
+        scene.host.answers["listing"] = []
+        await scene.prove_running()
         check_plain(json.loads(drawn.read_text()), most=MAX_TEXT * 16)
 
     drawn = tmp_path / "trace.json"
@@ -120,14 +121,14 @@ def test_result_that_is_nested_deeply_is_refused_and_the_sandbox_goes_on(tmp_pat
     def prepare(host: FakeHost) -> None:
         host.raw["trace"] = nested
 
-    async def story(made: Scene) -> None:
-        await made.start()
+    async def story(scene: Scene) -> None:
+        await scene.start()
         for verb, params in LATER.items():
-            made.host.raw[LINK_CALLS.get(verb, verb)] = nested
+            scene.host.raw[LINK_CALLS.get(verb, verb)] = nested
             with pytest.raises(VmError, match=r"Expected `.*`, got `array`"):
-                await made.monitor.ask(verb, **params)
-        made.host.raw.clear()
-        await made.prove_running()
+                await scene.monitor.ask(verb, **params)
+        scene.host.raw.clear()
+        await scene.prove_running()
 
     play(tmp_path, network, story, prepare=prepare)
 
@@ -138,10 +139,11 @@ def test_result_that_is_nested_deeply_is_refused_and_the_sandbox_goes_on(tmp_pat
         (method, name)
         for method in NEEDED
         for name in (*VALUES, "nested deeply")
-        if name != "nothing" or method in ("wake", "bind_vfio", "bind_native")  # of the others null is the right answer
+        if name != "nothing"
+        or method in ("wake", "bind_vfio", "bind_native")  # null is a valid answer to the other calls
     ],
 )
-def test_answer_that_is_needed_is_checked(tmp_path: Path, network: str, method: str, name: str) -> None:
+def test_required_answer_is_checked(tmp_path: Path, network: str, method: str, name: str) -> None:
     """The container is not created, and the reason names the call."""
 
     def prepare(host: FakeHost) -> None:
@@ -150,8 +152,8 @@ def test_answer_that_is_needed_is_checked(tmp_path: Path, network: str, method: 
         else:
             host.raw[method] = nested
 
-    async def story(made: Scene) -> None:
-        await made.prove_refused(f"^the guest's answer to {method} is unusable: ")
+    async def story(scene: Scene) -> None:
+        await scene.prove_refused(f"^the guest's answer to {method} is unusable: ")
 
     native = {EDU.number: dict[str, int]()} if method == "bind_native" else {}
     play(tmp_path, network, story, prepare=prepare, groups=[EDU], native=native)
@@ -178,17 +180,17 @@ def test_error_of_the_guest_is_bounded_and_printable(tmp_path: Path, network: st
     def answer(number: int) -> bytes:
         return _reply(json.dumps({"id": number, "error": ERRORS[name]}).encode())
 
-    async def story(made: Scene) -> None:
-        await made.start()
-        made.host.raw |= {"listing": answer, "freeze": answer}
+    async def story(scene: Scene) -> None:
+        await scene.start()
+        scene.host.raw |= {"listing": answer, "freeze": answer}
         for method in ("listing", "pause"):
             with pytest.raises(HawseError) as caught:
-                await made.monitor.ask(method)
+                await scene.monitor.ask(method)
             check_plain(caught.value.to_wire(), most=4 * MAX_TEXT)
             assert "\n" not in caught.value.sentence()
             assert 1 <= caught.value.exit_code <= 255
-        made.host.raw.clear()
-        await made.prove_running()
+        scene.host.raw.clear()
+        await scene.prove_running()
 
     play(tmp_path, network, story)
 
@@ -198,7 +200,7 @@ def test_error_of_ten_megabytes_ends_the_sandbox(tmp_path: Path, network: str, m
     def prepare(host: FakeHost) -> None:
         host.raw[method] = lambda number: _reply(b'{"id":%d,"error":{"message":"' % number + b"x" * 10**7 + b'"}}')
 
-    async def story(made: Scene) -> None:
-        await made.prove_refused("^the agent in the guest speaks nonsense: link: frame of type 2 with 100000")
+    async def story(scene: Scene) -> None:
+        await scene.prove_refused("^the agent in the guest speaks nonsense: link: frame of type 2 with 100000")
 
     play(tmp_path, network, story, prepare=prepare)

@@ -1,6 +1,6 @@
 """A hostile agent and the connections that are forwarded to its pod, towards the real monitor.
 
-The client gets an error, or waits until the pod is deleted; the monitor goes on or ends the sandbox with a reason.
+The client gets an error, or waits until the pod is deleted. The monitor continues or ends the sandbox with a reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ EXIT = control.encode_event("exit", {"process": NUMBER, "code": 0})
 
 
 def use(inside: Namespace) -> bytes | None:
-    """The bytes that a client of the pod's port receives; None where the connection ends with an error."""
+    """The bytes that a client of the pod's port receives; None if the connection ends with an error."""
     data = b""
     try:
         with network_namespace.within(
@@ -48,18 +48,18 @@ def use(inside: Namespace) -> bytes | None:
 def forward(
     directory: Path, answer: Callable[[int], bytes], then: Callable[[Scene], Awaitable[None]], *expected: bytes | None
 ) -> None:
-    """Dial a port of the pod, whose agent sends ``answer`` to the call for it. ``then`` is what happens meanwhile."""
+    """Dial a port of the pod, whose agent sends ``answer`` to the call for it. ``then`` runs in the meantime."""
 
     def prepare(host: FakeHost) -> None:
         host.raw["connect"] = answer
 
     with Namespace() as inside:
 
-        async def story(made: Scene) -> None:
-            await made.start()
+        async def story(scene: Scene) -> None:
+            await scene.start()
             using = asyncio.create_task(asyncio.to_thread(use, inside))
-            await made.called("connect")
-            await then(made)
+            await scene.called("connect")
+            await then(scene)
             assert await using in expected
 
         play(directory, inside.path, story, prepare=prepare, pod=True)
@@ -103,20 +103,20 @@ VIOLATES = {
 
 
 @pytest.mark.parametrize("name", GOES_ON)
-def test_connection_that_the_agent_ends_is_no_others(tmp_path: Path, name: str) -> None:
+def test_connection_that_the_agent_ends_does_not_affect_others(tmp_path: Path, name: str) -> None:
     answer, expected = GOES_ON[name]
 
-    async def then(made: Scene) -> None:
-        await made.prove_running()
+    async def then(scene: Scene) -> None:
+        await scene.prove_running()
 
     forward(tmp_path, answer, then, expected)
 
 
 @pytest.mark.parametrize("name", WAITS)
 def test_connection_that_never_ends_is_reset_when_the_pod_is_deleted(tmp_path: Path, name: str) -> None:
-    async def then(made: Scene) -> None:
-        await made.prove_running()
-        await made.prove_deletable()
+    async def then(scene: Scene) -> None:
+        await scene.prove_running()
+        await scene.prove_deletable()
 
     forward(tmp_path, WAITS[name], then, None)
 
@@ -125,8 +125,8 @@ def test_connection_that_never_ends_is_reset_when_the_pod_is_deleted(tmp_path: P
 def test_connection_that_breaks_the_protocol_ends_the_sandbox(tmp_path: Path, name: str) -> None:
     frames, reason = VIOLATES[name]
 
-    async def then(made: Scene) -> None:
-        await made.prove_ended(NONSENSE + reason)
+    async def then(scene: Scene) -> None:
+        await scene.prove_ended(NONSENSE + reason)
 
     # In this order: once the call is answered, the monitor returns credit. An EOF may arrive before the reset.
     forward(tmp_path, lambda number: frames + accepted(number), then, None, b"")

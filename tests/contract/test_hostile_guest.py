@@ -1,6 +1,6 @@
-"""A guest that floods the real monitor in each way that it can: the monitor's memory hardly grows.
+"""A guest that floods the real monitor in every possible way: the monitor's memory hardly grows.
 
-A flood ends with the virtual machine, or changes nothing. QEMU and the guest are played by the test.
+A flood ends with the VM, or has no effect. QEMU and the guest are fakes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from tests.support.fake_machine import FakeHost, FakeMachine
 from tests.support.monitor import Monitor, heard, new_network, runs, tell
 from tests.support.plans import machine_plan, sandbox_plan
 
-#: What the monitor may take beside what it has anyway, in KiB, in a flood of small things and in one of large replies.
+#: How much the monitor's memory may grow, in KiB, in a flood of small messages and in one of large replies.
 LITTLE, MUCH = 8 * 1024, 64 * 1024
-#: The container's name server: it is on the loopback of its network on the host, and there is none.
+#: The container's name server: an address on the loopback of its network namespace on the host, without a server.
 SERVER = "127.0.0.11"
 
 
@@ -47,7 +47,7 @@ def process(machine: FakeMachine) -> int:
 
 
 async def small_frames(machine: FakeMachine) -> None:
-    """Of a stream whose proxy is gone. The monitor answers them with credit, which the guest does not read."""
+    """Data of a stream whose proxy has ended. The monitor answers with credit, which the guest does not read."""
     machine.stop_reading()
     piece = encode(process(machine) * STREAMS + 1, DATA, b"x") * 6000
     for _ in range(200):
@@ -55,7 +55,7 @@ async def small_frames(machine: FakeMachine) -> None:
 
 
 async def events(machine: FakeMachine) -> None:
-    """A write to a register of CPU hotplug makes QEMU tell of one."""
+    """Each write to a register of CPU hotplug makes QEMU send an event."""
     event = {"event": "ACPI_DEVICE_OST", "data": {"info": {}}, "timestamp": {}}
     piece = (json.dumps(event).encode() + b"\n") * 1000
     for _ in range(100):
@@ -63,7 +63,7 @@ async def events(machine: FakeMachine) -> None:
 
 
 async def replies(machine: FakeMachine) -> None:
-    """To no call, each as large as a reply may be."""
+    """Replies to no call, each of the maximum size."""
     head = b'{"id":1,"result":[[]'
     most = FROM_GUEST[REPLY]
     frame = encode(0, REPLY, (head + b",[]" * ((most - len(head) - 2) // 3) + b"]}").ljust(most))
@@ -87,7 +87,7 @@ async def queries(machine: FakeMachine) -> None:
 
 
 async def ends(machine: FakeMachine) -> None:
-    """Of one stream, again and again."""
+    """Announcements of one stream, again and again."""
     await machine.flood(encode(process(machine) * STREAMS + 1, EOF) * 100_000)
 
 
@@ -107,7 +107,7 @@ async def greetings(machine: FakeMachine) -> None:
         (greetings, LITTLE, "the agent in the guest speaks nonsense: link: a second hello"),
     ],
 )
-def test_a_flood_does_not_fill_the_hosts_memory(
+def test_flood_does_not_fill_the_memory_of_the_host(
     tmp_path: Path, network: str, flood: Callable[[FakeMachine], Awaitable[None]], most: int, reason: str
 ) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
@@ -130,7 +130,7 @@ def test_a_flood_does_not_fill_the_hosts_memory(
         async def watch() -> None:
             nonlocal highest
             while True:
-                with suppress(OSError, AssertionError):  # it has ended
+                with suppress(OSError, AssertionError):  # the monitor has ended
                     highest = max(highest, monitor.peak())
                 await asyncio.sleep(0.02)
 
@@ -172,15 +172,15 @@ def test_guest_that_writes_to_its_console_does_not_fill_the_state_directory(tmp_
         print(f"a guest that wrote {written >> 20} MiB to its console: {sizes}")
         assert sizes["console.log.old"] > FILE_LIMIT - 65536 * 2
         assert sizes["console.log"] + sizes["console.log.old"] <= 2 * FILE_LIMIT
-        assert 4 * 2 * FILE_LIMIT < 1 << 20, "four logs, with their former files"
+        assert 4 * 2 * FILE_LIMIT < 1 << 20, "four logs, with their previous files"
         assert sum(sizes.values()) < 1 << 20
 
     tell(tmp_path, story)
 
 
 @pytest.mark.parametrize("way", ["kill", "kill of all", "the proxy is killed"])
-def test_a_deaf_agent_does_not_keep_a_container_that_is_killed(tmp_path: Path, network: str, way: str) -> None:
-    """The host ends the virtual machine, and the container has ended as by SIGKILL."""
+def test_agent_that_does_not_react_does_not_prevent_a_kill(tmp_path: Path, network: str, way: str) -> None:
+    """The host ends the VM, and the container counts as killed by SIGKILL."""
 
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.held["signal"] = asyncio.Event()
@@ -194,18 +194,18 @@ def test_a_deaf_agent_does_not_keep_a_container_that_is_killed(tmp_path: Path, n
         if way == "the proxy is killed":
             proxy.close()
         else:
-            with suppress(MonitorGoneError):  # it may end before it has answered
+            with suppress(MonitorGoneError):  # the sandbox may end before it has answered
                 await monitor.ask("kill", signal=signal.SIGKILL, all=way == "kill of all")
             assert await heard(proxy) == [("exit", {"code": 137})]
         assert await monitor.ended() == 0
         print(f"{way}: the machine had ended after {time.monotonic() - began:.1f} s")
         assert not runs(machine.program.pid)
-        assert "failure" not in monitor.store.read(), "that it was killed is what was asked for"
+        assert "failure" not in monitor.store.read(), "a requested kill is not a failure"
 
     tell(tmp_path, story)
 
 
-def test_an_agent_that_does_not_pause_is_waited_for_ten_seconds(tmp_path: Path, network: str) -> None:
+def test_agent_that_does_not_pause_is_awaited_for_ten_seconds(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.held["freeze"] = asyncio.Event()
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))

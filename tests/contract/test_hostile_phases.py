@@ -1,7 +1,8 @@
 """A hostile agent in each phase of a container's life, towards the real monitor: it closes the link, does not answer,
-or reports what cannot have happened yet.
+or reports impossible events.
 
-As in test_hostile_agent.py, the monitor goes on or ends the sandbox with a reason, and `delete --force` leaves nothing.
+As in test_hostile_agent.py, the monitor continues or ends the sandbox with a reason, and `delete --force` leaves
+nothing.
 """
 
 from __future__ import annotations
@@ -69,12 +70,12 @@ def test_guest_that_does_not_boot_in_order_is_the_reported_reason(tmp_path: Path
     def prepare(host: FakeHost) -> None:
         host.reports = False
 
-    async def story(made: Scene) -> None:
-        machine = await made.machine()
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
         machine.write(frames)
         if reason == CLOSED:
             machine.cut_link()
-        assert (await made.prove_refused("")).message.startswith(reason)
+        assert (await scene.prove_refused("")).message.startswith(reason)
 
     play(tmp_path, network, story, prepare=prepare)
 
@@ -84,43 +85,43 @@ def test_link_that_closes_during_creation_is_the_reported_reason(tmp_path: Path,
     def prepare(host: FakeHost) -> None:
         host.held[method] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        await made.called(method)
-        (await made.machine()).cut_link()
-        await made.prove_refused(f"^{CLOSED}$")
+    async def story(scene: Scene) -> None:
+        await scene.called(method)
+        (await scene.machine()).cut_link()
+        await scene.prove_refused(f"^{CLOSED}$")
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])
 
 
 @pytest.mark.parametrize("verb", LATER)
 def test_link_that_closes_during_a_verb_ends_the_sandbox(tmp_path: Path, network: str, verb: str) -> None:
-    """The verb fails with the reason, or since the monitor has ended."""
+    """The verb fails with the reason, or because the monitor has ended."""
 
     def prepare(host: FakeHost) -> None:
         host.held[LINK_CALLS.get(verb, verb)] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        asking = await made.begin(verb, **LATER[verb])
-        (await made.machine()).cut_link()
+    async def story(scene: Scene) -> None:
+        asking = await scene.begin(verb, **LATER[verb])
+        (await scene.machine()).cut_link()
         with pytest.raises(HawseError) as caught:
             await asking
         assert isinstance(caught.value, MonitorGoneError) or caught.value.message == CLOSED
-        await made.prove_ended(CLOSED)
+        await scene.prove_ended(CLOSED)
 
     play(tmp_path, network, story, prepare=prepare)
 
 
 @pytest.mark.parametrize("method", CREATION)
 def test_container_whose_creation_is_not_answered_can_be_deleted(tmp_path: Path, network: str, method: str) -> None:
-    """At once: nothing waits for the guest."""
+    """The deletion does not wait for the guest."""
 
     def prepare(host: FakeHost) -> None:
         host.held[method] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        await made.called(method)
-        await made.prove_deletable()
-        await made.prove_refused("^container c1 was deleted while it was created$")
+    async def story(scene: Scene) -> None:
+        await scene.called(method)
+        await scene.prove_deletable()
+        await scene.prove_refused("^container c1 was deleted while it was created$")
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])
 
@@ -130,9 +131,9 @@ def test_container_with_a_verb_that_is_not_answered_can_be_deleted(tmp_path: Pat
     def prepare(host: FakeHost) -> None:
         host.held[LINK_CALLS.get(verb, verb)] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        asking = await made.begin(verb, **LATER[verb])
-        await made.prove_deletable()
+    async def story(scene: Scene) -> None:
+        asking = await scene.begin(verb, **LATER[verb])
+        await scene.prove_deletable()
         with suppress(HawseError):
             await asking
 
@@ -150,37 +151,37 @@ def test_exit_before_the_creation_is_answered(tmp_path: Path, network: str, answ
     def prepare(host: FakeHost) -> None:
         host.raw["create"] = answer
 
-    async def story(made: Scene) -> None:
+    async def story(scene: Scene) -> None:
         if answered:
-            await made.prove_refused("^container c1 ended while it was created$")
-        assert await made.hearing == [("exit", {"code": 3})]
+            await scene.prove_refused("^container c1 ended while it was created$")
+        assert await scene.hearing == [("exit", {"code": 3})]
 
     play(tmp_path, network, story, prepare=prepare)
 
 
 def test_exit_twice_counts_once(tmp_path: Path, network: str) -> None:
-    async def story(made: Scene) -> None:
-        machine = await made.start()
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
         machine.write(b"".join(control.encode_event("exit", {"process": INIT, "code": code}) for code in (3, 4)))
-        assert await made.hearing == [("exit", {"code": 3})]
-        assert await made.monitor.ended() == 0
-        assert "failure" not in made.monitor.store.read()
+        assert await scene.hearing == [("exit", {"code": 3})]
+        assert await scene.monitor.ended() == 0
+        assert "failure" not in scene.monitor.store.read()
 
     play(tmp_path, network, story)
 
 
 def test_data_before_the_start_and_after_the_exit(tmp_path: Path, network: str) -> None:
-    """The former is passed on, as crun's words are; the latter is dropped."""
+    """The former is forwarded, since it may be an error of crun. The latter is dropped."""
 
-    async def story(made: Scene) -> None:
-        await made.monitor.report()
-        machine = await made.machine()
+    async def story(scene: Scene) -> None:
+        await scene.monitor.report()
+        machine = await scene.machine()
         machine.write(encode(STDOUT, DATA, b"early") + encode(STDOUT, EOF))
-        await made.monitor.ask("start")
-        await made.prove_running()
+        await scene.monitor.ask("start")
+        await scene.prove_running()
         exit = control.encode_event("exit", {"process": INIT, "code": 0})
         machine.write(exit + encode(STDOUT, DATA, b"late") + encode(STDOUT, EOF))
-        assert await made.hearing == [("exit", {"code": 0})]
-        assert await made.monitor.ended() == 0
+        assert await scene.hearing == [("exit", {"code": 0})]
+        assert await scene.monitor.ended() == 0
 
     play(tmp_path, network, story)

@@ -1,6 +1,7 @@
-"""A QEMU that its guest has taken over, and that speaks QMP as it likes towards the real monitor.
+"""A QEMU that its guest has compromised, and that sends arbitrary QMP messages to the real monitor.
 
-The sandbox is not created, or goes on and can be deleted; the monitor's log has no traceback and does not grow.
+The sandbox is not created, or it continues and can be deleted. The monitor's log contains no traceback and does not
+grow.
 """
 
 from __future__ import annotations
@@ -38,46 +39,46 @@ def network() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_message_in_place_of_the_greeting_fails_the_creation(tmp_path: Path, network: str, name: str) -> None:
+def test_message_instead_of_the_greeting_fails_the_creation(tmp_path: Path, network: str, name: str) -> None:
     def prepare(host: FakeHost) -> None:
         host.greets = False
 
-    async def story(made: Scene) -> None:
-        machine = await made.machine()
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
         await machine.report(MESSAGES[name])
         if name == "half of a message":
             await machine.end(exit=1, stderr="x")
-        await made.prove_refused("^QEMU")
+        await scene.prove_refused("^QEMU")
 
     play(tmp_path, network, story, prepare=prepare)
 
 
 @pytest.mark.parametrize("name", ["deep nesting", "answers to nothing"])
-def test_message_in_place_of_an_answer_fails_the_command(tmp_path: Path, network: str, name: str) -> None:
-    """The device is named, 5 s later: QEMU's own end would be the better reason.
-
-    A QEMU that only does not answer is waited for, and its container can be deleted meanwhile.
-    """
+def test_message_instead_of_an_answer_fails_the_command(tmp_path: Path, network: str, name: str) -> None:
+    """The error names the device after 5 s, since QEMU's own end would be the better reason. A QEMU that only does not
+    answer is awaited, and its container can be deleted meanwhile."""
 
     def prepare(host: FakeHost) -> None:
         host.held["device_add"] = asyncio.Event()
 
-    async def story(made: Scene) -> None:
-        machine = await made.machine()
-        await made.executed("device_add")
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
+        await scene.executed("device_add")
         await machine.report(MESSAGES[name])
         if name == "deep nesting":
-            await made.prove_refused("^emulated edu of group 5: QEMU refuses it: QEMU ended before it answered device_")
+            await scene.prove_refused(
+                "^emulated edu of group 5: QEMU refuses it: QEMU ended before it answered device_"
+            )
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_message_while_the_container_runs_ends_nothing(tmp_path: Path, network: str, name: str) -> None:
-    async def story(made: Scene) -> None:
-        machine = await made.start()
+def test_message_while_the_container_runs_is_ignored(tmp_path: Path, network: str, name: str) -> None:
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
         await machine.report(MESSAGES[name])
-        await made.prove_running()
+        await scene.prove_running()
 
     play(tmp_path, network, story)
 
@@ -86,7 +87,7 @@ def test_refusal_is_printable_and_bounded(tmp_path: Path, network: str) -> None:
     def prepare(host: FakeHost) -> None:
         host.refused["device_add"] = "\x1b[2J\n\ud800" + "x" * 1_000_000
 
-    async def story(made: Scene) -> None:
-        await made.prove_refused(r"^emulated edu of group 5: QEMU refuses it: device_add: \?\[2J\?\?xxx")
+    async def story(scene: Scene) -> None:
+        await scene.prove_refused(r"^emulated edu of group 5: QEMU refuses it: device_add: \?\[2J\?\?xxx")
 
     play(tmp_path, network, story, prepare=prepare, groups=[EDU])

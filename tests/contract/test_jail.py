@@ -33,12 +33,12 @@ ADDRESS, OTHER = "0000:3b:00.0", "0000:3b:00.1"
 @pytest.fixture
 def jail(tmp_path: Path) -> Path:
     """A directory with the files of a jail, and the files that are mounted on some of them."""
-    made = tmp_path / "tree"
+    tree = tmp_path / "tree"
     for name in ("dev", "proc", "sys", "boot", "usr/bin"):
-        (made / name).mkdir(parents=True)
+        (tree / name).mkdir(parents=True)
     for name in ("boot/kernel", "boot/initrd"):
-        (made / name).touch()
-    (made / "usr/bin/qemu").write_text("QEMU")
+        (tree / name).touch()
+    (tree / "usr/bin/qemu").write_text("QEMU")
     (tmp_path / "vmlinux").write_text("kernel")
     (tmp_path / "initrd.cpio").write_text("initrd")
     return tmp_path
@@ -82,12 +82,12 @@ def test_confined_process_is_another_user_without_privileges(jail: Path) -> None
         status = Path("/proc/self/status").read_text()
         return {key: value.split() for key, value in re.findall(r"(\w+):\t(.*)", status)}
 
-    found = confined(jail, look)
-    assert found["Uid"] == found["Gid"] == [str(USER)] * 4
-    assert found["Groups"] == []
-    assert {found[f"Cap{kind}"][0] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
-    assert (found["NoNewPrivs"], found["Seccomp"]) == (["1"], ["2"])
-    assert found["Pid"] == ["1"]
+    results = confined(jail, look)
+    assert results["Uid"] == results["Gid"] == [str(USER)] * 4
+    assert results["Groups"] == []
+    assert {results[f"Cap{kind}"][0] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+    assert (results["NoNewPrivs"], results["Seccomp"]) == (["1"], ["2"])
+    assert results["Pid"] == ["1"]
 
 
 def test_confined_process_reaches_only_the_trees_files(jail: Path) -> None:
@@ -128,9 +128,9 @@ def test_confined_process_cannot_change_anything(jail: Path) -> None:
         }
         return {name: outcome(act) for name, act in acts.items()}
 
-    found = confined(jail, attempt)
-    assert found.pop("open /dev/null") == "done"
-    assert [name for name, what in found.items() if what == "done"] == []
+    results = confined(jail, attempt)
+    assert results.pop("open /dev/null") == "done"
+    assert [name for name, what in results.items() if what == "done"] == []
 
 
 def test_confined_process_has_resource_limits(jail: Path) -> None:
@@ -138,12 +138,12 @@ def test_confined_process_has_resource_limits(jail: Path) -> None:
         lines = Path("/proc/self/limits").read_text().splitlines()[1:]
         return {line[:25].strip(): line[25:].split()[:2] for line in lines}
 
-    found = confined(jail, look)
-    assert found["Max core file size"] == found["Max file size"] == ["0", "0"]
-    assert int(found["Max open files"][1]) <= 8192
-    assert found["Max processes"] == ["1024", "1024"]
-    found = confined(jail, look, file_bytes=7)
-    assert found["Max file size"] == ["7", "7"], "for the disks of emulated devices"
+    results = confined(jail, look)
+    assert results["Max core file size"] == results["Max file size"] == ["0", "0"]
+    assert int(results["Max open files"][1]) <= 8192
+    assert results["Max processes"] == ["1024", "1024"]
+    results = confined(jail, look, file_bytes=7)
+    assert results["Max file size"] == ["7", "7"], "for the disks of emulated devices"
 
 
 def test_confined_process_dies_with_its_parent(jail: Path) -> None:
@@ -210,13 +210,13 @@ def test_group_node_stays_until_the_last_device_of_the_group_is_dismissed(jail: 
         keep_only(KEPT)  # as in the monitor that plugs devices later
 
         def nodes() -> list[Any]:
-            found = []
+            listings = []
             for directory, _, names in os.walk(f"{root.directory}/dev"):
                 for name in names:
                     status = os.stat(f"{directory}/{name}")
                     numbers = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-                    found.append([name, numbers, oct(status.st_mode & 0o777), status.st_uid])
-            return sorted(found)
+                    listings.append([name, numbers, oct(status.st_mode & 0o777), status.st_uid])
+            return sorted(listings)
 
         seen = [nodes()]
         for address in (ADDRESS, OTHER):

@@ -42,8 +42,8 @@ def descriptors() -> int:
 
 def test_virtiofsd_is_connected_to_qemu(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
-        made = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=[host.virtiofsd, *DAEMON])
-        launched = launch(made, str(tmp_path), steps, share_plugged=False)
+        planned = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=[host.virtiofsd, *DAEMON])
+        launched = launch(planned, str(tmp_path), steps, share_plugged=False)
         with launched.undo:
             machine = await host.machine()
             await until(lambda: len(host.daemons) == 1)
@@ -57,11 +57,11 @@ def test_virtiofsd_is_connected_to_qemu(tmp_path: Path) -> None:
                 listening.setblocking(True)
                 with listening.accept()[0] as connection:
                     assert connection.recv(5) == b"hello"
-            assert not os.path.exists(f"{tmp_path}/share.sock"), "the name is needed for the connection only"
+            assert not os.path.exists(f"{tmp_path}/share.sock"), "the name is needed only for the connection"
             assert not launched.share_plugged
             assert {name for _, name, _, _ in steps.done} == {"process started", "virtiofsd started"}
         assert not runs(machine.program.pid)
-        assert daemon.pid == 1, "of its own PID namespace"
+        assert daemon.pid == 1, "in a private PID namespace"
         assert launched.virtiofsd is not None
         assert not runs(launched.virtiofsd.process.pid)
 
@@ -71,12 +71,12 @@ def test_virtiofsd_is_connected_to_qemu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("share", "asked", "plugged"), [("9p", False, True), ("9p", True, True), ("virtiofs", True, True)]
 )
-def test_share_of_9p_is_plugged_at_the_start(tmp_path: Path, share: str, asked: bool, plugged: bool) -> None:
-    """QEMU cannot add a directory of 9p to a running VM."""
+def test_9p_share_is_plugged_at_the_start(tmp_path: Path, share: str, asked: bool, plugged: bool) -> None:
+    """QEMU cannot add a 9p directory to a running VM."""
 
     async def story(host: FakeHost, steps: Steps) -> None:
-        made = machine_plan(qemu=host.qemu, share=share, virtiofsd=[host.virtiofsd, *DAEMON])
-        launched = launch(made, str(tmp_path), steps, share_plugged=asked)
+        planned = machine_plan(qemu=host.qemu, share=share, virtiofsd=[host.virtiofsd, *DAEMON])
+        launched = launch(planned, str(tmp_path), steps, share_plugged=asked)
         with launched.undo:
             machine = await host.machine()
             assert launched.share_plugged is plugged
@@ -89,9 +89,9 @@ def test_share_of_9p_is_plugged_at_the_start(tmp_path: Path, share: str, asked: 
 
 def test_virtiofsd_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
-        made = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=["/no/virtiofsd", *DAEMON])
+        planned = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=["/no/virtiofsd", *DAEMON])
         with pytest.raises(HostError, match="cannot run virtiofsd: /no/virtiofsd: No such file") as caught:
-            launch(made, str(tmp_path), steps, share_plugged=True)
+            launch(planned, str(tmp_path), steps, share_plugged=True)
         assert caught.value.hint == "install it, or name it in the configuration"
         assert not [pid for pid in children(os.getpid()) if runs(pid)]
 
@@ -108,9 +108,9 @@ def test_virtiofsd_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
 )
 def test_memory_that_cannot_be_allocated_is_an_error(tmp_path: Path, page_kib: int, message: str) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
-        made = machine_plan(qemu=host.qemu, memory_mib=1024 if page_kib > 2048 else -1, page_kib=page_kib)
+        planned = machine_plan(qemu=host.qemu, memory_mib=1024 if page_kib > 2048 else -1, page_kib=page_kib)
         with pytest.raises(HostError, match=message):
-            launch(made, str(tmp_path), steps, share_plugged=True)
+            launch(planned, str(tmp_path), steps, share_plugged=True)
         assert host.machines == []
 
     run(tmp_path, story)
@@ -120,10 +120,10 @@ def test_qemu_has_the_label_of_the_plan(tmp_path: Path) -> None:
     attribute = tmp_path / "exec"
 
     async def story(host: FakeHost, steps: Steps) -> None:
-        made = machine_plan(qemu="/no/qemu", label="system_u:system_r:container_kvm_t:s0")
+        planned = machine_plan(qemu="/no/qemu", label="system_u:system_r:container_kvm_t:s0")
         with pytest.raises(HostError, match=r"process\.selinuxLabel: system_u:system_r:container_kvm_t:s0: cannot run"):
-            launch(made, str(tmp_path), steps, share_plugged=True, attribute=str(attribute))
-        assert (host.machines, attribute.read_bytes()) == ([], b""), "it is taken back"
+            launch(planned, str(tmp_path), steps, share_plugged=True, attribute=str(attribute))
+        assert (host.machines, attribute.read_bytes()) == ([], b""), "it is restored"
 
     attribute.touch()
     run(tmp_path, story)
@@ -150,8 +150,8 @@ def test_usable_template_is_copied_into_the_memory_of_a_waiting_vm(tmp_path: Pat
         state = b"CPUs" * ram_file.MIB
         leave_files(tmp_path / "cache", ram=b"a page", state=state)
         notes: Notes = []
-        made = machine_plan(qemu=host.qemu, template=template_of(tmp_path / "cache"))
-        launched = begin(made, str(tmp_path), steps, notes)
+        planned = machine_plan(qemu=host.qemu, template=template_of(tmp_path / "cache"))
+        launched = begin(planned, str(tmp_path), steps, notes)
         with launched.undo:
             assert launched.saved is not None
             assert launched.copy is not None
@@ -173,11 +173,11 @@ def test_vm_without_a_usable_template_boots_without_its_share(tmp_path: Path, us
 
     async def story(host: FakeHost, steps: Steps) -> None:
         notes: Notes = []
-        made = machine_plan(
+        planned = machine_plan(
             qemu=host.qemu, share="virtiofs", virtiofsd=[host.virtiofsd, *DAEMON],
             template=template_of(tmp_path / "cache", usable=usable),
         )  # fmt: skip
-        launched = begin(made, str(tmp_path), steps, notes)
+        launched = begin(planned, str(tmp_path), steps, notes)
         with launched.undo:
             machine = await host.machine()
             assert "-incoming" not in machine.argv
@@ -191,8 +191,8 @@ def test_vm_without_a_usable_template_boots_without_its_share(tmp_path: Path, us
 
 def test_vm_without_a_template_boots_with_its_share(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
-        made = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=[host.virtiofsd, *DAEMON])
-        launched = begin(made, str(tmp_path), steps, [])
+        planned = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=[host.virtiofsd, *DAEMON])
+        launched = begin(planned, str(tmp_path), steps, [])
         with launched.undo:
             assert launched.share_plugged
             assert await host.machine()
@@ -203,9 +203,9 @@ def test_vm_without_a_template_boots_with_its_share(tmp_path: Path) -> None:
 def test_template_is_closed_when_its_vm_cannot_be_started(tmp_path: Path) -> None:
     async def story(host: FakeHost, steps: Steps) -> None:
         leave_files(tmp_path / "cache", ram=b"x", state=b"CPUs")
-        made = machine_plan(qemu="/no/qemu", template=template_of(tmp_path / "cache"))
+        planned = machine_plan(qemu="/no/qemu", template=template_of(tmp_path / "cache"))
         with pytest.raises(HostError, match="cannot run QEMU"):
-            begin(made, str(tmp_path), steps, [])
+            begin(planned, str(tmp_path), steps, [])
         assert host.machines == []
 
     run(tmp_path, story)

@@ -26,7 +26,7 @@ def test_program_on_record_is_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", ["{pid} {other}\n", "nonsense\n", "1 2 3\n", "{pid}\n", ""])
-def test_process_that_has_got_the_pid_of_another_is_left_alone(tmp_path: Path, record: str) -> None:
+def test_process_with_a_reused_pid_is_not_killed(tmp_path: Path, record: str) -> None:
     with subprocess.Popen(SLEEP) as process:
         text = record.format(pid=process.pid, other=start_time(process.pid) + 1)
         (tmp_path / "programs").write_text(text)
@@ -35,7 +35,7 @@ def test_process_that_has_got_the_pid_of_another_is_left_alone(tmp_path: Path, r
         process.kill()
 
 
-def test_pid_that_nobody_has_is_passed_over(tmp_path: Path) -> None:
+def test_unused_pid_is_ignored(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)

@@ -1,7 +1,6 @@
-"""The real monitor from its plan to its end, with a QEMU and a guest that the test plays.
+"""The real monitor from its plan to its end, with a fake QEMU and a fake guest.
 
-That is hawse.monitor.main, hawse.monitor.lifecycle and hawse.monitor.machine.machine together, as a process of their
-own.
+Tests hawse.monitor.main, hawse.monitor.lifecycle and hawse.monitor.machine.machine together, as a separate process.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ def network() -> Iterator[str]:
         yield path
 
 
-def test_a_sandbox_lives_from_its_plan_to_the_exit_of_its_container(tmp_path: Path, network: str) -> None:
+def test_sandbox_from_its_plan_to_the_exit_of_its_container(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
         proxy = await monitor.announce()
@@ -71,8 +70,8 @@ def test_a_sandbox_lives_from_its_plan_to_the_exit_of_its_container(tmp_path: Pa
     tell(tmp_path, story)
 
 
-def test_last_output_is_passed_on_to_a_slow_proxy(tmp_path: Path, network: str) -> None:
-    """It does not read before everything else of the sandbox has ended."""
+def test_last_output_is_forwarded_to_a_slow_proxy(tmp_path: Path, network: str) -> None:
+    """The proxy does not read before everything else of the sandbox has ended."""
 
     async def story(monitor: Monitor, host: FakeHost) -> None:
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
@@ -97,8 +96,8 @@ def test_last_output_is_passed_on_to_a_slow_proxy(tmp_path: Path, network: str) 
     tell(tmp_path, story)
 
 
-def test_monitor_of_another_version_is_asked_for_its_end_only(tmp_path: Path, network: str) -> None:
-    """As after an update of hawse: the number is in the file that the monitor has locked."""
+def test_only_calls_that_end_a_sandbox_reach_a_monitor_of_another_version(tmp_path: Path, network: str) -> None:
+    """For example after an update of hawse: the version is in the file that the monitor has locked."""
 
     async def story(monitor: Monitor, host: FakeHost) -> None:
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
@@ -120,7 +119,7 @@ def test_monitor_of_another_version_is_asked_for_its_end_only(tmp_path: Path, ne
     tell(tmp_path, story)
 
 
-def test_a_plan_arrives_in_pieces(tmp_path: Path, network: str) -> None:
+def test_plan_may_arrive_in_pieces(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         data = sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network).encode()
         whole = len(data).to_bytes(4, "big") + data
@@ -133,7 +132,7 @@ def test_a_plan_arrives_in_pieces(tmp_path: Path, network: str) -> None:
     tell(tmp_path, story)
 
 
-def test_delete_releases_the_devices_and_returns_after_the_monitor_ended(tmp_path: Path, network: str) -> None:
+def test_delete_releases_the_devices_and_returns_after_the_end_of_the_monitor(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.answers["bind_vfio"] = BOUND
         machine_of_edu = machine_plan([EDU], qemu=host.qemu)
@@ -146,13 +145,13 @@ def test_delete_releases_the_devices_and_returns_after_the_monitor_ended(tmp_pat
         assert machine.executed() == ["device_add", "device_del"]
         assert not runs(machine.program.pid)
         assert await monitor.ended() == 0
-        assert await heard(proxy) == [("exit", {"code": 255})], "nobody saw how the process ended"
+        assert await heard(proxy) == [("exit", {"code": 255})], "the exit code of the process is unknown"
 
     tell(tmp_path, story)
 
 
-def test_the_lock_is_held_until_the_process_ends(tmp_path: Path, network: str) -> None:
-    """`hawse delete` waits for the lock; a process that outlives it would be one that a deleted container left."""
+def test_lock_is_held_until_the_process_ends(tmp_path: Path, network: str) -> None:
+    """`hawse delete` waits for the lock: a process that outlived it would be a remainder of a deleted container."""
 
     async def story(monitor: Monitor, host: FakeHost) -> None:
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
@@ -162,15 +161,15 @@ def test_the_lock_is_held_until_the_process_ends(tmp_path: Path, network: str) -
         machine = await host.machine()
         machine.tell("exit", process=machine.asked("create")[0]["process"], code=0)
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_SH)
-        # The kernel takes a process's memory, and with it its command line, before its files.
+        # The kernel frees a process's memory, and with it the command line, before it closes the files.
         assert Path(f"/proc/{monitor.pid}/cmdline").read_bytes() == b""
         os.close(lock)
 
     tell(tmp_path, story)
 
 
-def test_groups_of_the_guests_own_drivers_wait_for_the_share(tmp_path: Path, network: str) -> None:
-    """The guest's drivers are modules, which are among the shared files."""
+def test_native_groups_wait_for_the_share(tmp_path: Path, network: str) -> None:
+    """Drivers of the guest kernel are modules, which are among the shared files."""
 
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.held["mount_share"] = asyncio.Event()
@@ -181,7 +180,7 @@ def test_groups_of_the_guests_own_drivers_wait_for_the_share(tmp_path: Path, net
         await monitor.announce()
         machine = await host.machine()
         await until(lambda: bool(machine.asked("mount_share")))
-        # Its answer shows that whatever does not wait for the share has had its turn.
+        # Its answer shows that all calls that do not wait for the share were processed.
         await monitor.ask("room")
         assert machine.executed() == []
         host.held["mount_share"].set()
@@ -191,7 +190,7 @@ def test_groups_of_the_guests_own_drivers_wait_for_the_share(tmp_path: Path, net
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_the_sandbox_in_order(tmp_path: Path, network: str, number: int) -> None:
+def test_signal_ends_the_sandbox_in_order(tmp_path: Path, network: str, number: int) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
         await monitor.announce()
@@ -211,7 +210,7 @@ def test_a_signal_ends_the_sandbox_in_order(tmp_path: Path, network: str, number
         ({"signal": 9, "stderr": "qemu: aborted\n"}, "QEMU was killed by signal 9"),
     ],
 )
-def test_a_qemu_that_dies_is_the_recorded_failure_of_the_container(
+def test_death_of_qemu_is_recorded_as_the_failure_of_the_container(
     tmp_path: Path, network: str, order: dict[str, object], message: str
 ) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
@@ -224,7 +223,7 @@ def test_a_qemu_that_dies_is_the_recorded_failure_of_the_container(
         failure = json.loads(Path(f"{monitor.store.path}/state.json").read_text())["failure"]
         assert (failure["message"], failure["evidence"]) == (message, "qemu: aborted")
         assert Path(f"{monitor.store.path}/qemu.log").read_text() == "qemu: aborted\n"
-        assert (DEVICES, "released") not in monitor.steps(), "there is no QEMU to ask"
+        assert (DEVICES, "released") not in monitor.steps(), "no QEMU can be queried"
 
     tell(tmp_path, story)
 
@@ -244,7 +243,7 @@ async def power_off(machine: FakeMachine) -> None:
         (power_off, "the guest closed the link"),
     ],
 )
-def test_the_end_of_the_link_is_explained_with_the_last_words_of_the_console(
+def test_error_at_the_end_of_the_link_has_the_last_console_lines(
     tmp_path: Path, network: str, ends: Callable[[FakeMachine], Awaitable[None]], message: str
 ) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
@@ -263,7 +262,7 @@ def test_the_end_of_the_link_is_explained_with_the_last_words_of_the_console(
     tell(tmp_path, story)
 
 
-def test_hooks_of_the_host_run_between_the_machine_and_the_container(tmp_path: Path, network: str) -> None:
+def test_hooks_run_between_the_creation_of_the_vm_and_of_the_container(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         hooks = {"createRuntime": [{"path": "/bin/true"}]}
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network, hooks=hooks))

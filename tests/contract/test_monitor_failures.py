@@ -1,7 +1,6 @@
-"""The real monitor when a sandbox cannot be created or is deleted meanwhile: the report, and that all is undone.
+"""The real monitor when a sandbox cannot be created or is deleted meanwhile: the report, and the undoing.
 
-That is hawse.monitor.main, hawse.monitor.lifecycle and hawse.monitor.machine.machine together, as a process of their
-own.
+Tests hawse.monitor.main, hawse.monitor.lifecycle and hawse.monitor.machine.machine together, as a separate process.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def network() -> Iterator[str]:
 
 
 async def prove_undone(monitor: Monitor, host: FakeHost) -> None:
-    """The monitor has ended in order, and its programs with it."""
+    """Check that the monitor has ended in order, and its programs with it."""
     assert await monitor.ended() == 0
     assert monitor.store.read()["status"] == "stopped"
     for machine in host.machines:
@@ -39,7 +38,7 @@ async def prove_undone(monitor: Monitor, host: FakeHost) -> None:
     assert not os.path.exists(f"{monitor.store.path}/network")
 
 
-def test_a_caller_that_ends_before_its_plan_leaves_nothing(tmp_path: Path) -> None:
+def test_caller_that_ends_before_its_plan_leaves_nothing(tmp_path: Path) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         monitor.connection.sendall(b"\0\0\0\x09half")
         monitor.connection.close()
@@ -50,7 +49,7 @@ def test_a_caller_that_ends_before_its_plan_leaves_nothing(tmp_path: Path) -> No
     tell(tmp_path, story)
 
 
-def test_a_qemu_that_cannot_be_executed_is_reported(tmp_path: Path, network: str) -> None:
+def test_qemu_that_cannot_be_executed_is_reported(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         monitor.send(sandbox_plan(machine_plan(qemu="/no/qemu"), bundle=str(tmp_path), network=network))
         with pytest.raises(HostError, match="cannot run QEMU: /no/qemu: No such file or directory"):
@@ -61,7 +60,7 @@ def test_a_qemu_that_cannot_be_executed_is_reported(tmp_path: Path, network: str
     tell(tmp_path, story)
 
 
-def test_a_share_that_cannot_be_bound_is_reported(tmp_path: Path, network: str) -> None:
+def test_share_that_cannot_be_bound_is_reported(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         share = Share(name="rootfs", source="/no/rootfs", is_dir=True, readonly=False)
         machine = machine_plan(qemu=host.qemu)
@@ -75,18 +74,16 @@ def test_a_share_that_cannot_be_bound_is_reported(tmp_path: Path, network: str) 
 
 
 @pytest.mark.parametrize("moment", ["greeting", "hello", "wake", "mount_share", "device_add", "create"])
-def test_a_qemu_that_dies_while_the_container_is_made_is_the_reported_reason(
-    tmp_path: Path, network: str, moment: str
-) -> None:
-    """The kernel closes its link and QMP first, and what waits for an answer fails of that: this explains less."""
+def test_death_of_qemu_during_the_creation_is_the_reported_reason(tmp_path: Path, network: str, moment: str) -> None:
+    """The kernel closes its link and QMP first, and pending calls fail with an error that explains less."""
 
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.greets, host.reports = moment != "greeting", moment != "hello"
         host.held[moment] = asyncio.Event()
         host.answers["bind_vfio"] = BOUND
         drawn = tmp_path / "trace.json"
-        made = machine_plan([EDU], qemu=host.qemu)
-        monitor.send(sandbox_plan(made, bundle=str(tmp_path), groups=[EDU], network=network, timeline=str(drawn)))
+        planned = machine_plan([EDU], qemu=host.qemu)
+        monitor.send(sandbox_plan(planned, bundle=str(tmp_path), groups=[EDU], network=network, timeline=str(drawn)))
         proxy = await monitor.announce()
         machine = await host.machine()
         if moment not in ("greeting", "hello"):
@@ -104,7 +101,7 @@ def test_a_qemu_that_dies_while_the_container_is_made_is_the_reported_reason(
 
 
 @pytest.mark.parametrize("moment", ["hello", "create"])
-def test_a_caller_that_is_killed_has_its_sandbox_undone(tmp_path: Path, network: str, moment: str) -> None:
+def test_sandbox_of_a_killed_caller_is_undone(tmp_path: Path, network: str, moment: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.reports = moment != "hello"
         host.held[moment] = asyncio.Event()
@@ -130,15 +127,13 @@ async def by_signal(monitor: Monitor) -> None:
 
 
 @pytest.mark.parametrize("end", [by_delete, by_signal])
-def test_a_container_that_is_ended_while_it_is_created_is_reported_as_deleted(
-    tmp_path: Path, network: str, end: Any
-) -> None:
+def test_container_deleted_during_its_creation_is_reported_as_deleted(tmp_path: Path, network: str, end: Any) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.reports = False
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
         await monitor.announce()
         await host.machine()
-        await monitor.ask("room")  # it serves, and so takes signals
+        await monitor.ask("room")  # it serves calls, so its signal handlers are installed
         await end(monitor)
         with pytest.raises(StateError, match="container c1 was deleted while it was created"):
             await monitor.report()
@@ -147,7 +142,7 @@ def test_a_container_that_is_ended_while_it_is_created_is_reported_as_deleted(
     tell(tmp_path, story)
 
 
-def test_a_guest_that_does_not_report_in_time_is_shown_with_its_console(tmp_path: Path, network: str) -> None:
+def test_error_has_the_console_of_a_guest_that_does_not_report_in_time(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.reports = False
         monitor.send(
@@ -164,7 +159,7 @@ def test_a_guest_that_does_not_report_in_time_is_shown_with_its_console(tmp_path
     tell(tmp_path, story)
 
 
-def test_an_error_of_the_guest_is_the_callers(tmp_path: Path, network: str) -> None:
+def test_error_of_the_guest_is_sent_to_the_caller(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.errors["create"] = ConfigError("process.args: no such program", exit_code=127)
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))
@@ -179,7 +174,7 @@ def test_an_error_of_the_guest_is_the_callers(tmp_path: Path, network: str) -> N
     tell(tmp_path, story)
 
 
-def test_an_agent_of_another_protocol_is_refused(tmp_path: Path, network: str) -> None:
+def test_agent_with_another_protocol_version_is_refused(tmp_path: Path, network: str) -> None:
     async def story(monitor: Monitor, host: FakeHost) -> None:
         host.protocol = 1
         monitor.send(sandbox_plan(machine_plan(qemu=host.qemu), bundle=str(tmp_path), network=network))

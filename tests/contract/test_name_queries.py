@@ -41,7 +41,7 @@ class FakeLink:
 
 
 def places(directory: Path) -> dict[str, str]:
-    """Where the container's resolv.conf is."""
+    """The directory of the container's resolv.conf."""
     return {"mount0": f"{directory}/mount0"}
 
 
@@ -114,7 +114,7 @@ def bind() -> tuple[socket.socket, socket.socket]:
 
 
 async def answer(udp: socket.socket, *, reply: bytes = b"") -> bytes:
-    """Answer the next query, with itself by default; the query."""
+    """Answer the next query, by default with the query itself; returns the query."""
     loop = asyncio.get_running_loop()
     query, address = await loop.sock_recvfrom(udp, 65535)
     await loop.sock_sendto(udp, reply or query, address)
@@ -126,9 +126,9 @@ def test_socket_in_the_namespace_does_not_block_and_is_not_inherited(
     inside: Namespace, tmp_path: Path, kind: int
 ) -> None:
     network = Network(inside.path, str(tmp_path))
-    with network.make_socket(kind) as made:
-        assert (os.get_blocking(made.fileno()), os.get_inheritable(made.fileno())) == (False, False)
-        cookie = made.getsockopt(socket.SOL_SOCKET, 71, 8)  # SO_NETNS_COOKIE
+    with network.make_socket(kind) as opened:
+        assert (os.get_blocking(opened.fileno()), os.get_inheritable(opened.fileno())) == (False, False)
+        cookie = opened.getsockopt(socket.SOL_SOCKET, 71, 8)  # SO_NETNS_COOKIE
         assert int.from_bytes(cookie, "little") == inside.cookie()
     network.close()
 
@@ -247,7 +247,7 @@ def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "is_found"),
     [
         ({}, True),
         ({"destination": "/etc//resolv.conf/"}, True),
@@ -257,21 +257,19 @@ def test_servers_are_announced_once(inside: Namespace, tmp_path: Path) -> None:
         ({"name": "mount2"}, False),
     ],
 )
-def test_resolv_conf_is_the_shared_file_that_is_mounted_there(
-    tmp_path: Path, changes: dict[str, str], found: bool
-) -> None:
+def test_resolv_conf_is_read_from_the_shared_file(tmp_path: Path, changes: dict[str, str], is_found: bool) -> None:
     for name in ("mount0", "mount1", "mount2", "other"):
         (tmp_path / name).write_text(f"nameserver 127.0.0.1{name[-1:].replace('r', '3')}\n")
 
     async def live() -> None:
         link = FakeLink()
         await NameServers(plan(**changes), Network("", ""), places(tmp_path)).serve(cast(Any, link))
-        assert link.served == ([["127.0.0.10"]] if found else [])
+        assert link.served == ([["127.0.0.10"]] if is_found else [])
 
     asyncio.run(live())
 
 
-def test_long_resolv_conf_is_read_to_its_64th_kilobyte(tmp_path: Path) -> None:
+def test_long_resolv_conf_is_read_up_to_64_kib(tmp_path: Path) -> None:
     async def live(before: int) -> list[list[str]]:
         (tmp_path / "mount0").write_text("#" * (before - 1) + "\nnameserver 127.0.0.11\n")
         link = FakeLink()

@@ -1,4 +1,4 @@
-"""Looking into network namespaces of the host, and which of their interfaces are a sandbox's."""
+"""Queries of the host's network namespaces, and the interfaces that a sandbox uses."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def network() -> Iterator[int]:
     ("name", "tap"),
     [("hawse2", "hawse2"), ("hawse", ""), ("hawse12", "hawse12"), ("hawseX", ""), ("eth0", ""), ("xhawse2", "")],
 )
-def test_our_taps_are_known_by_their_names(name: str, tap: str) -> None:
+def test_taps_of_hawse_are_recognized_by_their_names(name: str, tap: str) -> None:
     assert network_namespace.tap_name_of(name) == tap
     assert network_namespace.tap_name_of(network_namespace.tap_name(7)) == "hawse7"
 
 
-def test_interfaces_that_are_up_are_a_sandboxs_but_for_the_loopback_and_taps(network: int) -> None:
+def test_sandbox_uses_all_interfaces_that_are_up_except_loopback_and_taps(network: int) -> None:
     def make() -> dict[int, str]:
         for words in (
             "tuntap add mode tap name eth0", "link set eth0 up", "tuntap add mode tap name eth1",
@@ -45,7 +45,7 @@ def test_interfaces_that_are_up_are_a_sandboxs_but_for_the_loopback_and_taps(net
     assert (name, index > 1) == ("eth0", True)
 
 
-def test_a_look_returns_what_was_seen_or_raises_what_went_wrong(network: int) -> None:
+def test_query_returns_its_result_or_raises_its_error(network: int) -> None:
     before = os.readlink("/proc/thread-self/ns/net")
     inside = network_namespace.within(network, lambda: os.readlink("/proc/thread-self/ns/net"))
     assert inside != before
@@ -55,7 +55,7 @@ def test_a_look_returns_what_was_seen_or_raises_what_went_wrong(network: int) ->
     assert network_namespace.within(network, lambda: None) is None
 
 
-def test_a_cookie_is_that_of_one_namespace(network: int) -> None:
+def test_cookie_belongs_to_one_namespace(network: int) -> None:
     again = os.open(f"/proc/self/fd/{network}", os.O_RDONLY)
     with new_network() as path:
         other = os.open(path, os.O_RDONLY)
@@ -65,7 +65,7 @@ def test_a_cookie_is_that_of_one_namespace(network: int) -> None:
     os.close(again)
 
 
-def test_a_namespace_is_checked_and_opened(network: int) -> None:
+def test_namespace_is_checked_and_opened(network: int) -> None:
     network_namespace.check(network, "x")
     fd = network_namespace.open_path(f"/proc/self/fd/{network}")
     assert not os.get_inheritable(fd)
@@ -74,14 +74,14 @@ def test_a_namespace_is_checked_and_opened(network: int) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc", "/proc/self/ns/net"])
-def test_a_path_that_is_refused_leaves_no_descriptor(path: str) -> None:
+def test_refused_path_leaves_no_descriptor(path: str) -> None:
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError):
         network_namespace.open_path(path)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_entering_and_leaving_move_one_thread(network: int) -> None:
+def test_entering_a_namespace_moves_only_one_thread(network: int) -> None:
     seen: list[str] = []
 
     def move() -> None:

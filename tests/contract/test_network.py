@@ -25,9 +25,9 @@ from tests.support.patience import patience, wait_until
 @pytest.fixture
 def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[Network]:
     cable(inside, outside, "eth0", net=1)
-    made = Network(inside.path, str(tmp_path))
-    yield made
-    made.close()
+    network = Network(inside.path, str(tmp_path))
+    yield network
+    network.close()
 
 
 @pytest.mark.parametrize(
@@ -77,9 +77,9 @@ def test_error_in_a_namespace_is_raised_to_the_caller() -> None:
 
 def joining(network: Network) -> Joining:
     network.look()
-    made = network.taken()
-    assert made is not None
-    return made
+    taps = network.taken()
+    assert taps is not None
+    return taps
 
 
 def test_interface_is_connected_with_a_tap_and_released(
@@ -111,7 +111,7 @@ def test_interface_is_connected_with_a_tap_and_released(
             while receiver.recv(2048) != frame[::-1]:
                 pass
     network.look()
-    assert network.taken() is None, "it is known"
+    assert network.taken() is None, "the interface is known already"
     os.close(tap)
     assert inside.links() == ["eth0"]
     assert "mirred" in inside.traffic_control()
@@ -124,7 +124,9 @@ def test_interface_belongs_to_one_sandbox(network: Network, inside: Namespace, t
     before = inside.traffic_control()
     (tmp_path / "second").mkdir()
     second = Network(inside.path, str(tmp_path / "second"))
-    with pytest.raises(HostError, match=r"interface eth0 of the network namespace is another sandbox's: hawse\d+ is"):
+    with pytest.raises(
+        HostError, match=r"interface eth0 of the network namespace belongs to another sandbox: its tap hawse\d+ exists"
+    ):
         joining(second).wait()
     second.close()
     assert inside.traffic_control() == before
@@ -132,7 +134,7 @@ def test_interface_belongs_to_one_sandbox(network: Network, inside: Namespace, t
 
 
 def test_joining_without_a_monitor_is_undone(network: Network, inside: Namespace) -> None:
-    """For example when the monitor is killed meanwhile."""
+    """For example if the monitor is killed meanwhile."""
     joining(network).end()
     assert inside.links() == ["eth0"]
     network.close()
@@ -141,7 +143,7 @@ def test_joining_without_a_monitor_is_undone(network: Network, inside: Namespace
 
 @pytest.mark.usefixtures("network")
 def test_missing_state_directory_stops_the_joining(inside: Namespace, tmp_path: Path) -> None:
-    """For example when the sandbox of a dead monitor is deleted while the program still runs."""
+    """For example if the sandbox of a dead monitor is deleted while the program still runs."""
     gone = Joining(inside.fd, [inside.shown("link show eth0")[0]["ifindex"]], str(tmp_path / "gone" / "network"))
     with pytest.raises(HostError, match="ended before its time"):
         gone.wait()
@@ -194,7 +196,7 @@ def test_record_of_another_namespace_is_ignored(
 def test_namespace_of_an_ended_process_is_found_by_its_mount(
     network: Network, inside: Namespace, tmp_path: Path
 ) -> None:
-    """For example when an engine has mounted the namespace of a process that was killed together with the monitor."""
+    """For example if an engine has mounted the namespace of a process that was killed together with the monitor."""
     [(interface, tap)], _ = joining(network).wait()
     os.close(tap)
     other = tmp_path / "other"
@@ -207,8 +209,10 @@ def test_namespace_of_an_ended_process_is_found_by_its_mount(
 
 
 def test_missing_namespace_needs_no_clearing(tmp_path: Path) -> None:
-    with Namespace() as made:
-        redirects.note(f"{tmp_path}/network", {"path": made.path, "inode": made.inode(), "cookie": made.cookie()})
+    with Namespace() as namespace:
+        redirects.note(
+            f"{tmp_path}/network", {"path": namespace.path, "inode": namespace.inode(), "cookie": namespace.cookie()}
+        )
         redirects.note(f"{tmp_path}/network", {"index": 2, "name": "eth0", "qdisc": True})
     redirects.release(str(tmp_path))
     assert os.listdir(tmp_path) == []

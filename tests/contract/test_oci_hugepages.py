@@ -1,4 +1,4 @@
-"""Directories of huge pages, told from others by this host's kernel, in a private mount namespace."""
+"""Directories of huge pages, recognized with this host's kernel, in a private mount namespace."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 
 
 def found(directory: Path, path: str) -> str:
-    """What is said of a path below a hugetlbfs of pages of 2 MiB, or why it is refused."""
+    """The huge pages at a path below a hugetlbfs with pages of 2 MiB, or the error."""
     if not os.path.isdir("/sys/kernel/mm/hugepages/hugepages-2048kB"):
         pytest.skip("this kernel has no huge pages of 2 MiB")
     program = (
@@ -41,11 +41,11 @@ def found(directory: Path, path: str) -> str:
         ("..", "None"),
     ],
 )
-def test_a_directory_of_huge_pages_has_their_size_and_its_owners(tmp_path: Path, path: str, words: str) -> None:
+def test_directory_of_huge_pages_has_their_size_and_its_owners(tmp_path: Path, path: str, words: str) -> None:
     assert found(tmp_path, path) == words
 
 
-def test_a_file_of_huge_pages_is_refused(tmp_path: Path) -> None:
+def test_file_of_huge_pages_is_refused(tmp_path: Path) -> None:
     assert found(tmp_path, "file") == (
         f"{tmp_path}/file is a file of huge pages, which are the host's own: a virtual machine cannot have them"
     )

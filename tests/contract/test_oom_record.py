@@ -1,4 +1,4 @@
-"""Recording an OOM kill in a cgroup of version 2 of this host: one kill more, or everything as it was."""
+"""Recording an OOM kill in a cgroup of version 2 of this host: the kill is counted, and everything else is restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Containers that join a sandbox at the same moment with the same overlay, with a QEMU without a machine."""
+"""Containers that join a sandbox at the same moment with the same overlay, with a fake QEMU without a VM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ["c1", "c2", "c3"]
 
 
 def mounted(monitor: int) -> list[str]:
-    """Where overlays are mounted in the share of a monitor."""
+    """The mount points of overlays in the share of a monitor."""
     table = Path(f"/proc/{monitor}/mountinfo").read_text()
     return re.findall(r"/share/(\S+) .* - overlay ", table)
 
@@ -63,7 +63,7 @@ def test_overlay_of_containers_that_join_at_the_same_moment_is_mounted_once() ->
             words += ["create", "--bundle", host.bundle]
             creations = []
             for name in NAMES:
-                with open(f"/mnt/{name}", "w") as said:  # not a pipe: the container's process keeps it open
+                with open(f"/mnt/{name}", "w") as said:  # not a pipe, which the container's process would keep open
                     creations.append(subprocess.Popen([*words, name], stdout=said, stderr=said))
             codes = [creation.wait() for creation in creations]
             errors = [Path(f"/mnt/{name}").read_text() for name in NAMES]

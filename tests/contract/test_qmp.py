@@ -74,9 +74,9 @@ def test_descriptors_passed_concurrently_all_arrive() -> None:
                 names = [qmp.give(fd, f"name{n}", timeout=patience(10)) for n in range(4)]
                 sets = [qmp.add(fd, {"fdset-id": n}, timeout=patience(10)) for n in range(1, 5)]
                 await asyncio.gather(*(part for pair in zip(names, sets, strict=True) for part in pair))
-            found = await qmp.execute("query-fdsets", {}, timeout=patience(10))
-            assert isinstance(found, list)
-            assert sorted((entry["fdset-id"], len(entry["fds"])) for entry in found) == [(n, 1) for n in range(1, 5)]
+            fd_sets = await qmp.execute("query-fdsets", {}, timeout=patience(10))
+            assert isinstance(fd_sets, list)
+            assert sorted((entry["fdset-id"], len(entry["fds"])) for entry in fd_sets) == [(n, 1) for n in range(1, 5)]
 
     asyncio.run(scenario())
 

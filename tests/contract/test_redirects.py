@@ -1,4 +1,4 @@
-"""The record of redirected interfaces: whose namespace it is of, and what its undoing leaves alone."""
+"""The record of redirected interfaces: the namespace that it belongs to, and the changes that its undoing keeps."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tests.support.netns import Namespace, cable
 
 
 def note(directory: Path, namespace: Namespace, *, cookie: int | None = None) -> str:
-    """A record of the namespace; its directory."""
+    """A record for the namespace; returns its directory."""
     directory.mkdir()
     cookie = namespace.cookie() if cookie is None else cookie
     redirects.note(f"{directory}/network", {"path": namespace.path, "inode": namespace.inode(), "cookie": cookie})
     return str(directory)
 
 
-def test_record_is_of_its_own_namespace_only(inside: Namespace, outside: Namespace, tmp_path: Path) -> None:
-    """The number of a namespace may be another's later; its cookie never is."""
+def test_record_belongs_only_to_its_own_namespace(inside: Namespace, outside: Namespace, tmp_path: Path) -> None:
+    """The inode number of a namespace may be reused later, its cookie never."""
     mine = note(tmp_path / "mine", inside)
     assert redirects.is_of(mine, inside.fd)
     assert not redirects.is_of(mine, outside.fd)
@@ -43,7 +43,7 @@ def test_incomplete_line_of_a_record_is_ignored(inside: Namespace, tmp_path: Pat
 
 @pytest.fixture
 def redirected(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[dict[str, object]]:
-    """The entry of eth0, which is redirected to a tap that is gone."""
+    """The entry of eth0, which is redirected to a tap that was removed."""
     cable(inside, outside, "eth0", net=1)
     (tmp_path / "sandbox").mkdir()
     network = Network(inside.path, str(tmp_path / "sandbox"))
@@ -57,10 +57,11 @@ def redirected(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterato
 
 
 def test_interface_is_undone_when_index_and_name_are_the_same(inside: Namespace, redirected: dict[str, object]) -> None:
-    """Another interface may have the name or the number now. Somebody else's qdisc stays, without our filters."""
+    """Another interface may have the name or the index now. A qdisc of another program is kept, without hawse's
+    filters."""
 
     def undo(**changes: object) -> tuple[bool, bool]:
-        """Whether the filters and the qdisc are left."""
+        """Whether the filters and the qdisc remain."""
         network_namespace.within(inside.fd, lambda: redirects.undo([redirected | changes]))
         return "mirred" in inside.traffic_control(), "ingress" in inside.tc("qdisc show dev eth0")
 
@@ -68,7 +69,7 @@ def test_interface_is_undone_when_index_and_name_are_the_same(inside: Namespace,
     assert undo(index=9999) == (True, True)
     assert undo(qdisc=False) == (False, True)
     assert undo() == (False, False)
-    assert undo() == (False, False), "what is gone needs no undoing"
+    assert undo() == (False, False), "removed interfaces need no undoing"
 
 
 def test_redirection_that_cannot_be_removed_is_an_error_and_stays_on_record(inside: Namespace, tmp_path: Path) -> None:
@@ -89,8 +90,8 @@ def test_redirection_that_cannot_be_removed_is_an_error_and_stays_on_record(insi
 
 
 @pytest.mark.usefixtures("redirected")
-def test_path_that_is_no_namespace_any_more_is_searched_for_elsewhere(inside: Namespace, tmp_path: Path) -> None:
-    """The engine's mount has another file below it; the namespace is mounted at another place, too."""
+def test_namespace_is_searched_at_other_mounts_if_its_path_has_changed(inside: Namespace, tmp_path: Path) -> None:
+    """The engine's mount now shows another file; the namespace is mounted at another path as well."""
     directory = tmp_path / "other"
     directory.mkdir()
     where = {"path": "/dev/null", "inode": inside.inode(), "cookie": inside.cookie()}

@@ -24,18 +24,18 @@ def test_containers_with_the_same_source_have_the_same_place(tmp_path: Path, tre
         mount_shares(root, "c1", [bind("rootfs", tree), common("mount1", tree, readonly=True), common("mount2", tree)])
         mount_shares(root, "c2", [bind("rootfs", tree), common("mount7", tree), common("mount8", tree / "below")])
         mount_shares(root, "c3", [common("mount1", tree / "file"), common("mount2", tmp_path / "other")])
-        found = [places_of(root, name) for name in ("c1", "c2", "c3")]
+        places = [places_of(root, name) for name in ("c1", "c2", "c3")]
         mounted = []
         for name in ("c1", "c2", "c3", "never"):
             root.remove(name)
             mounted.append(sorted(mounts_below(root.directory)))
         mount_shares(root, "c1", [common("mount1", tree)])
-        return found, mounted, places_of(root, "c1"), os.listdir(root.directory)
+        return places, mounted, places_of(root, "c1"), os.listdir(root.directory)
 
     (tmp_path / "other").mkdir()
-    found, mounted, again, listed = in_namespace(act)
+    places, mounted, again, listed = in_namespace(act)
     below, file = ((tree / name).stat().st_ino for name in ("below", "file"))
-    assert found == [
+    assert places == [
         {"rootfs": ["c1/rootfs", 0], "mount1": ["@/1", 0], "mount2": ["@/1", 0]},
         {"rootfs": ["c2/rootfs", 0], "mount7": ["@/1", 0], "mount8": ["@/1/below", below]},
         {"mount1": ["@/1/file", file], "mount2": ["@/2", 0]},
@@ -55,11 +55,11 @@ def test_replaced_directory_has_a_new_place(tmp_path: Path, tree: Path) -> None:
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         mount_shares(root, "c1", [common("mount1", tree)])
-        wanted = [common("mount1", tree / "below"), common("mount2", tree / "link")]
-        sources = bind_sources.open_sources(wanted)
+        requests = [common("mount1", tree / "below"), common("mount2", tree / "link")]
+        sources = bind_sources.open_sources(requests)
         (tree / "below").rename(tree / "gone")
         (tree / "below").mkdir()
-        root.place("c2", wanted, sources)
+        root.place("c2", requests, sources)
         return places_of(root, "c2")
 
     (tree / "target").mkdir()
@@ -124,26 +124,26 @@ def test_mount_that_the_host_makes_or_ends_between_two_containers(
             [(path, _)] = places_of(root, name).values()
             return path, [text.partition(", ")[2].partition(":")[0] for text in warnings]
 
-        found = [place("c1")]
+        places = [place("c1")]
         linux.mount("x", f"{tree}/below", "tmpfs", 0)
         Path(f"{tree}/below/inside").write_text("")
-        found.append(place("c2"))
-        names = os.listdir(f"{root.directory}/{found[-1][0]}/below")
+        places.append(place("c2"))
+        names = os.listdir(f"{root.directory}/{places[-1][0]}/below")
         looked_at = root.mounts("c2")
-        found.append(place("c3"))
+        places.append(place("c3"))
         linux.unmount(f"{tree}/below")
-        found.append(place("c4"))
-        return found, names, looked_at
+        places.append(place("c4"))
+        return places, names, looked_at
 
-    found, names, looked_at = in_namespace(act)
+    places, names, looked_at = in_namespace(act)
     assert names == ["inside"]
     if not private and not readonly:
-        assert found == [["@/1", []]] * 4
+        assert places == [["@/1", []]] * 4
         assert looked_at == ["@/1", "@/1/below"]
         return
     warning = ["with other mounts below it"]
-    assert found[:3] == [["@/1", []], ["@/2", warning], ["@/2", []]]
-    assert found[3] == ["@/1", []]
+    assert places[:3] == [["@/1", []], ["@/2", warning], ["@/2", []]]
+    assert places[3] == ["@/1", []]
 
 
 def test_retired_place_is_not_reused(tmp_path: Path, tree: Path) -> None:
@@ -185,8 +185,8 @@ def test_warning_names_a_directory_that_is_shared_in_two_ways(tmp_path: Path, tr
         mount_shares(root, "c1", [common("mount1", tree / "below", readonly=True)])
         warnings = []
         for name, source in (("c2", tree / "below"), ("c3", tree)):
-            wanted = [common("mount1", source)]
-            warnings += root.place(name, wanted, bind_sources.open_sources(wanted))
+            requests = [common("mount1", source)]
+            warnings += root.place(name, requests, bind_sources.open_sources(requests))
         return warnings
 
     first, second = in_namespace(act)

@@ -1,4 +1,4 @@
-"""Mounts of a sandbox's share: binds of the host's files, and mounts that are made in them before and later."""
+"""Mounts of a sandbox's share: binds of the host's files, and mounts below them, made before or later."""
 
 from __future__ import annotations
 
@@ -28,30 +28,32 @@ def test_shares_are_bound_with_the_mounts_below_them(tmp_path: Path, tree: Path)
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         mount_below(tree)
-        wanted = [
+        requests = [
             bind("rw", tree), bind("ro", tree, readonly=True), bind("flat", tree, recursive=False),
             bind("file", tree / "file"), bind("private", tree, private=True),
         ]  # fmt: skip
-        mount_shares(root, "c1", wanted)
-        found = {name: (sorted({"ro", "rw"} & options), kind) for name, (options, kind) in mounts_below(target).items()}
+        mount_shares(root, "c1", requests)
+        mounted = {
+            name: (sorted({"ro", "rw"} & options), kind) for name, (options, kind) in mounts_below(target).items()
+        }
         unsafe = [name for name, (options, _) in mounts_below(target).items() if not {"nodev", "nosuid"} <= options]
         late = tree / "late"
         late.mkdir()
         content = Path(f"{target}/file").read_text()
         options, propagation = mounts_below(f"{tmp_path}/share")[""]
-        return found, unsafe, os.listdir(f"{target}/rw"), content, sorted(options), propagation
+        return mounted, unsafe, os.listdir(f"{target}/rw"), content, sorted(options), propagation
 
-    found, unsafe, names, content, options, propagation = in_namespace(act)
-    assert set(found) == {"/rw", "/rw/below", "/ro", "/ro/below", "/flat", "/file", "/private", "/private/below"}
-    assert found["/ro"][0] == ["ro"]
-    assert [found[name][0] for name in ("/rw", "/flat", "/file")] == [["rw"]] * 3
-    assert "master" not in found["/private"][1]
+    mounted, unsafe, names, content, options, propagation = in_namespace(act)
+    assert set(mounted) == {"/rw", "/rw/below", "/ro", "/ro/below", "/flat", "/file", "/private", "/private/below"}
+    assert mounted["/ro"][0] == ["ro"]
+    assert [mounted[name][0] for name in ("/rw", "/flat", "/file")] == [["rw"]] * 3
+    assert "master" not in mounted["/private"][1]
     assert unsafe == []
     assert (sorted(names), content) == (["below", "file", "late"], "content")
-    assert propagation == "shared", "virtiofsd's copy of the namespace gets what is mounted later"
+    assert propagation == "shared", "later mounts appear in virtiofsd's copy of the namespace"
     assert {"ro", "nodev", "nosuid", "noexec"} <= set(options)
-    assert mounts_below(str(tmp_path)) == {}, "the host's table has none of it"
-    assert os.listdir(f"{tmp_path}/share") == [], "nothing of it is on the host's file system"
+    assert mounts_below(str(tmp_path)) == {}, "the host's mount table does not contain them"
+    assert os.listdir(f"{tmp_path}/share") == [], "no file of it is on the host's file system"
 
 
 def test_error_names_a_source_that_cannot_be_shared(tree: Path) -> None:
@@ -60,23 +62,23 @@ def test_error_names_a_source_that_cannot_be_shared(tree: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         bind_sources.open_sources([bind("rw", tree), gone])
     assert caught.value.message == "cannot share /no/such with the guest: No such file or directory"
-    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays"
+    assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays open"
 
 
 def test_mounts_below_a_recursively_read_only_share_are_read_only(tmp_path: Path, tree: Path) -> None:
     def act() -> dict[str, str]:
         mount_below(tree)
-        wanted = [bind("ro", tree, readonly=True), bind("rro", tree, readonly=True, readonly_below=True)]
-        mount_shares(ShareRoot(f"{tmp_path}/share"), "c1", wanted)
-        found = {}
+        requests = [bind("ro", tree, readonly=True), bind("rro", tree, readonly=True, readonly_below=True)]
+        mount_shares(ShareRoot(f"{tmp_path}/share"), "c1", requests)
+        mounted = {}
         for place in ("ro", "ro/below", "rro", "rro/below"):
             try:
                 Path(f"{tmp_path}/share/c1/{place}/new").write_text("x")
-                found[place] = "written"
+                mounted[place] = "written"
             except OSError as error:
-                found[place] = os.strerror(error.errno or 0)
+                mounted[place] = os.strerror(error.errno or 0)
         Path(f"{tree}/below/new").write_text("the host's own mount is as it was")
-        return found
+        return mounted
 
     readonly = "Read-only file system"
     assert in_namespace(act) == {"ro": readonly, "ro/below": "written", "rro": readonly, "rro/below": readonly}
@@ -95,25 +97,25 @@ def test_error_names_the_kernel_version_when_mount_setattr_is_missing(tmp_path: 
 
 
 def test_shares_of_a_container_are_mounted_and_removed(tmp_path: Path, tree: Path) -> None:
-    wanted = [bind("rw", tree), bind("flat", tree, recursive=False, readonly=True), bind("file", tree / "file")]
+    requests = [bind("rw", tree), bind("flat", tree, recursive=False, readonly=True), bind("file", tree / "file")]
     target = f"{tmp_path}/share/c2"
 
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         mount_below(tree)
-        sources = bind_sources.open_sources(wanted)
+        sources = bind_sources.open_sources(requests)
         inherited = [os.get_inheritable(source.tree) for source in sources]
         before = os.listdir("/proc/self/fd")
-        root.place("c2", wanted, sources)
-        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays"
-        found = {name: sorted({"ro", "rw"} & options) for name, (options, _) in mounts_below(target).items()}
+        root.place("c2", requests, sources)
+        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays open"
+        mounted = {name: sorted({"ro", "rw"} & options) for name, (options, _) in mounts_below(target).items()}
         root.remove("c2")
-        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays"
+        assert len(os.listdir("/proc/self/fd")) == len(before), "a descriptor stays open"
         root.remove("never")
-        return found, inherited, mounts_below(target), os.path.exists(target), (tree / "file").read_text()
+        return mounted, inherited, mounts_below(target), os.path.exists(target), (tree / "file").read_text()
 
-    found, inherited, after, exists, content = in_namespace(act)
-    assert found == {"/rw": ["rw"], "/rw/below": ["rw"], "/flat": ["ro"], "/file": ["rw"]}
+    mounted, inherited, after, exists, content = in_namespace(act)
+    assert mounted == {"/rw": ["rw"], "/rw/below": ["rw"], "/flat": ["ro"], "/file": ["rw"]}
     assert (inherited, after, exists, content) == ([False] * 3, {}, False, "content")
 
 
@@ -135,8 +137,8 @@ def test_later_mounts_of_the_host_appear_unless_the_share_is_private(tmp_path: P
                     share.enter_private_namespace()
                     os.write(writing, b".")
                     os.read(go[0], 1)
-                    found = mounts_below(f"{tmp_path}/share/c1")
-                    os.write(writing, json.dumps(sorted(found)).encode())
+                    mounted = mounts_below(f"{tmp_path}/share/c1")
+                    os.write(writing, json.dumps(sorted(mounted)).encode())
                     os._exit(0)
                 os.read(reading, 1)
                 mount_shares(root, "c1", [bind("late", tree), bind("private", tree, private=True)])
@@ -173,14 +175,14 @@ def test_mounts_made_in_a_share_do_not_appear_on_the_host(tmp_path: Path, tree: 
 
 def test_share_whose_target_exists_is_refused(tmp_path: Path, tree: Path) -> None:
     def act() -> list[str]:
-        root, found = ShareRoot(f"{tmp_path}/share"), []
-        for wanted in (bind("rw", tree), bind("file", tree / "file")):
-            mount_shares(root, "c1", [wanted])
+        root, mounted = ShareRoot(f"{tmp_path}/share"), []
+        for request in (bind("rw", tree), bind("file", tree / "file")):
+            mount_shares(root, "c1", [request])
             try:
-                mount_shares(root, "c1", [wanted])
+                mount_shares(root, "c1", [request])
             except ConfigError as error:
-                found.append(error.message.rpartition(": ")[2])
-        return found
+                mounted.append(error.message.rpartition(": ")[2])
+        return mounted
 
     assert in_namespace(act) == ["File exists"] * 2
 
@@ -222,9 +224,9 @@ def test_mounts_of_a_container_are_listed_until_it_is_removed(tmp_path: Path, tr
         linux.mount("none", f"{tree}/below", "tmpfs", 0)
         root = ShareRoot(f"{tmp_path}/share")
         mount_shares(root, "c1", [bind("all", tree), bind("flat", tree, recursive=False), bind("file", tree / "file")])
-        found = [root.mounts("c1"), root.mounts("c2")]
+        mounted = [root.mounts("c1"), root.mounts("c2")]
         root.remove("c1")
-        return [*found, root.mounts("c1")]
+        return [*mounted, root.mounts("c1")]
 
     assert in_namespace(act) == [["c1/all", "c1/flat", "c1/all/below"], [], []]
 

@@ -39,7 +39,8 @@ def over(name: str, overlay: Overlay, *, readonly: bool = False) -> Share:
 
 
 def on_disk(act: Callable[[str], Any]) -> Any:
-    """Call ``act`` with a directory that can be an upper layer: the host's root may be an overlay, which cannot."""
+    """Call ``act`` with a directory that can be an upper layer: the host's root may be an overlay, which cannot be
+    one."""
 
     def mount_and_act() -> Any:
         linux.mount("test", "/mnt", "tmpfs", 0)
@@ -52,11 +53,11 @@ def test_overlay_is_mounted_once_and_unmounted_with_its_last_container() -> None
     """Written files are in the upper directory on the host. The overlay is not mounted on the host."""
 
     def act(directory: str) -> Any:
-        wanted = layers(Path(directory))
+        overlay = layers(Path(directory))
         root = ShareRoot(f"{directory}/share")
-        mount_shares(root, "c1", [over("mount1", wanted), over("mount2", wanted)])
-        sources = bind_sources.open_sources([over("mount5", wanted)], root.overlays)
-        root.place("c2", [over("mount5", wanted)], sources)
+        mount_shares(root, "c1", [over("mount1", overlay), over("mount2", overlay)])
+        sources = bind_sources.open_sources([over("mount5", overlay)], root.overlays)
+        root.place("c2", [over("mount5", overlay)], sources)
         bind_sources.close(sources)
         places = [places_of(root, name) for name in ("c1", "c2")]
         place = f"{root.directory}/@/1"
@@ -65,13 +66,13 @@ def test_overlay_is_mounted_once_and_unmounted_with_its_last_container() -> None
         seen = sorted(os.listdir(place))
         root.remove("c1")
         Path(place, "later").write_text("")
-        kept = root.overlays == [wanted.key], list(mounts_below(place))
+        kept = root.overlays == [overlay.key], list(mounts_below(place))
         root.remove("c2")
-        upper = Path(wanted.upper)
+        upper = Path(overlay.upper)
         removed = stat.S_ISCHR((upper / "removed").lstat().st_mode)
         # The layers are no longer in use.
-        os.close(bind_sources.open_sources([over("mount1", wanted)])[0].tree)
-        lower = Path(wanted.lowers[0], "file").read_text()
+        os.close(bind_sources.open_sources([over("mount1", overlay)])[0].tree)
+        lower = Path(overlay.lowers[0], "file").read_text()
         return places, seen, kept, root.overlays, sorted(os.listdir(upper)), removed, lower
 
     places, seen, kept, left, upper, removed, lower = on_disk(act)
@@ -82,11 +83,11 @@ def test_overlay_is_mounted_once_and_unmounted_with_its_last_container() -> None
 
 def test_overlay_whose_last_container_was_deleted_meanwhile_is_refused() -> None:
     def act(directory: str) -> Any:
-        wanted = layers(Path(directory))
+        overlay = layers(Path(directory))
         root = ShareRoot(f"{directory}/share")
         with pytest.raises(ConfigError, match="the container that has this overlay was deleted"):
             root.place(
-                "c2", [over("mount5", wanted)], bind_sources.open_sources([over("mount5", wanted)], [wanted.key])
+                "c2", [over("mount5", overlay)], bind_sources.open_sources([over("mount5", overlay)], [overlay.key])
             )
         return True
 
@@ -95,9 +96,9 @@ def test_overlay_whose_last_container_was_deleted_meanwhile_is_refused() -> None
 
 def test_read_only_overlay_shows_its_layers_and_refuses_writes() -> None:
     def act(directory: str) -> Any:
-        made = layers(Path(directory))
+        overlay = layers(Path(directory))
         root = ShareRoot(f"{directory}/share")
-        mount_shares(root, "c1", [over("mount1", Overlay(lowers=(made.upper, *made.lowers)), readonly=True)])
+        mount_shares(root, "c1", [over("mount1", Overlay(lowers=(overlay.upper, *overlay.lowers)), readonly=True)])
         options, _ = mounts_below(root.directory)["/@/1"]
         with pytest.raises(OSError, match="Read-only"):
             Path(root.directory, "@/1/new").write_text("")
@@ -125,9 +126,9 @@ def test_error_names_the_invalid_layer_of_an_overlay() -> None:
         ]
         before = len(os.listdir("/proc/self/fd"))
         for changes, words in cases:
-            wanted = Overlay(**{"lowers": good.lowers, "upper": good.upper, "work": good.work, **changes})
+            overlay = Overlay(**{"lowers": good.lowers, "upper": good.upper, "work": good.work, **changes})
             with pytest.raises(ConfigError) as caught:
-                bind_sources.open_sources([over("mount1", wanted)])
+                bind_sources.open_sources([over("mount1", overlay)])
             assert words in caught.value.message, (changes, caught.value.message)
         return len(os.listdir("/proc/self/fd")) - before, os.getcwd() != "/proc/self/fd"
 

@@ -26,7 +26,7 @@ def test_file_system_of_the_hosts_kernel_is_refused_at_any_path(tree: Path, kind
         try:
             bind_sources.open_sources([bind("tree", tree), bind("view", tree / "below")])
         except ConfigError as error:
-            assert os.listdir("/proc/self/fd") == before, "a descriptor stays"
+            assert os.listdir("/proc/self/fd") == before, "a descriptor stays open"
             return error.message
         return "shared"
 
@@ -88,7 +88,7 @@ def test_root_of_the_share_is_read_only_for_the_guest(tmp_path: Path, tree: Path
     def act() -> list[str]:
         root = ShareRoot(f"{tmp_path}/share")
         mount_shares(root, "c1", [bind("rw", tree), bind("file", tree / "file")])
-        found = []
+        names = []
         writes: list[Callable[[str], object]] = [
             lambda path: os.symlink("/etc", path),
             os.mkdir,
@@ -101,11 +101,11 @@ def test_root_of_the_share_is_read_only_for_the_guest(tmp_path: Path, tree: Path
             for write in writes:
                 try:
                     write(f"{place}/new")
-                    found.append("written")
+                    names.append("written")
                 except OSError as error:
-                    found.append(os.strerror(error.errno or 0))
+                    names.append(os.strerror(error.errno or 0))
         Path(f"{root.directory}/c1/rw/data").write_text("what is shared is written to")
-        return found
+        return names
 
     assert set(in_namespace(act)) <= {"Read-only file system", "Device or resource busy"}
     assert (tree / "data").exists()

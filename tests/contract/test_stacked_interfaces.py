@@ -45,10 +45,10 @@ def joined(network: Network) -> Iterator[Joined]:
 
 @pytest.fixture
 def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[Network]:
-    made = Network(inside.path, str(tmp_path))
-    yield made
-    made.close()
-    assert outside.fd >= 0, "its ends of cables are there"
+    network = Network(inside.path, str(tmp_path))
+    yield network
+    network.close()
+    assert outside.fd >= 0, "its ends of the cables exist"
     assert inside.traffic_control() == ""
 
 
@@ -68,13 +68,13 @@ def frame(to: str, text: bytes, *, tag: int = 0) -> bytes:
 
 def received(tap: int, last: bytes) -> list[bytes]:
     """The test frames that arrive at a tap, up to the last one."""
-    found: list[bytes] = []
-    while not found or found[-1] != last:
-        assert select.select([tap], [], [], patience(5))[0], found
+    frames: list[bytes] = []
+    while not frames or frames[-1] != last:
+        assert select.select([tap], [], [], patience(5))[0], frames
         read = os.read(tap, 4096)[10:]  # after the virtio header
         if read[6:12] == b"\x0a\0\0\0\0\x99":
-            found.append(read)
-    return found
+            frames.append(read)
+    return frames
 
 
 def test_bridge_is_joined_and_its_ports_are_not(network: Network, inside: Namespace, outside: Namespace) -> None:
@@ -100,7 +100,7 @@ def test_bridge_is_joined_and_its_ports_are_not(network: Network, inside: Namesp
             assert listening.recv(4096) == last
 
 
-def test_parent_of_a_macvlan_in_the_same_namespace_is_left(
+def test_parent_of_a_macvlan_in_the_same_namespace_is_not_joined(
     network: Network, inside: Namespace, outside: Namespace
 ) -> None:
     cable(inside, outside, "eth0", net=1)
@@ -108,7 +108,7 @@ def test_parent_of_a_macvlan_in_the_same_namespace_is_left(
     inside.ip("link set mv0 up")
     with joined(network) as ([(interface, tap)], warnings):
         assert interface["name"] == "mv0"
-        assert warnings == ["interface eth0 has addresses, and mv0 (macvlan) is over it: the guest gets mv0 only"]
+        assert warnings == ["interface eth0 has addresses, but mv0 (macvlan) is above it: the guest gets only mv0"]
         last = frame(interface["mac"], b"last")
         send(outside, "eth0", last)
         assert received(tap, last) == [last]
@@ -121,12 +121,14 @@ def test_macvlan_over_an_interface_of_the_guest(network: Network, inside: Namesp
         inside.ip("link set mv0 up")
         with joined(network) as (nothing, warnings):
             assert nothing == []
-            [warning] = [text for text in warnings if "mv0 came after" in text]
-            assert warning == "interface mv0 came after eth0 below it, which the guest has: the guest does not get it"
+            expected = (
+                "interface mv0 was created after the guest got eth0, its lower interface: the guest does not get it"
+            )
+            assert warnings.count(expected) == 1
 
 
 @pytest.mark.parametrize("tag", [netlink.ETH_P_8021Q, netlink.ETH_P_8021AD])
-def test_frames_of_a_protocol_are_left_to_the_host(
+def test_frames_of_a_passed_protocol_reach_the_host(
     network: Network, inside: Namespace, outside: Namespace, tag: int
 ) -> None:
     """The filter for them is removed with the others, even if another program uses the qdisc."""

@@ -1,6 +1,6 @@
-"""A machine from its template, or by a boot that leaves one; whatever is wrong with a template fails no container.
+"""A VM from its template, or by a boot that creates one. A defective template never fails a container.
 
-Each machine is woken first, by hawse.monitor.agent.identity.
+Each VM is initialized first, by hawse.monitor.agent.identity.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LOADING = [
 
 @dataclass
 class Stage:
-    """Where machines are obtained."""
+    """The directories and programs of VMs."""
 
     host: FakeHost
     directory: str
@@ -54,7 +54,7 @@ class Stage:
         return f"{self.directory}/cache"
 
     def plan(self, **changes: Any) -> plan.MachinePlan:
-        """That of a machine with a template, whose share is virtiofs: it is plugged later."""
+        """The plan of a VM with a template. Its share is virtiofs, which is plugged later."""
         usable = os.path.isdir(f"{self.cache}/templates/{DIGEST}")
         daemon = [self.host.virtiofsd, "--fd={fd}"]
         fields: dict[str, Any] = {
@@ -65,11 +65,11 @@ class Stage:
 
     @asynccontextmanager
     async def machine(self, **changes: Any) -> AsyncIterator[Machine]:
-        """One that is obtained as the monitor does, with its share mounted; it ends with the block."""
-        made = self.plan(**changes)
+        """A VM that is obtained as by the monitor, with its share mounted; it ends with the block."""
+        planned = self.plan(**changes)
         async with AsyncExitStack() as undo:
-            launched = begin(made, self.directory, self.steps, self.notes)
-            machine = await obtain(made, launched, self.directory, undo, self.steps, self.notes)
+            launched = begin(planned, self.directory, self.steps, self.notes)
+            machine = await obtain(planned, launched, self.directory, undo, self.steps, self.notes)
             await machine.shared
             yield machine
 
@@ -91,17 +91,17 @@ def methods(machine: FakeMachine) -> list[str]:
     return [name for name, _ in machine.calls]
 
 
-def test_the_first_start_leaves_a_template_that_the_second_is_restored_from(tmp_path: Path) -> None:
+def test_first_start_creates_a_template_that_the_second_restores(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         async with stage.machine():
             [booted] = stage.host.machines
             assert methods(booted) == ["wake", "settle", "mount_share"]
-            assert booted.executed() == [*SAVING, "device_add"], "the share is no part of the template"
+            assert booted.executed() == [*SAVING, "device_add"], "the share is not part of the template"
             assert booted.running
         assert (stage.templates(), stage.notes) == ([DIGEST], [])
-        found = template.find(stage.cache, DIGEST)
-        assert found is not None
-        assert Path(found.state).read_bytes() == b"state of the CPUs"
+        stored = template.find(stage.cache, DIGEST)
+        assert stored is not None
+        assert Path(stored.state).read_bytes() == b"state of the CPUs"
         async with stage.machine() as machine:
             _, restored = stage.host.machines
             assert restored.incoming == b"state of the CPUs"
@@ -117,7 +117,7 @@ def test_the_first_start_leaves_a_template_that_the_second_is_restored_from(tmp_
     run(tmp_path, story)
 
 
-def test_memory_of_the_template_is_that_of_the_machine_that_stands_still(tmp_path: Path) -> None:
+def test_template_has_the_memory_of_the_paused_vm(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         stage.host.held["settle"] = asyncio.Event()
 
@@ -136,7 +136,7 @@ def test_memory_of_the_template_is_that_of_the_machine_that_stands_still(tmp_pat
     run(tmp_path, story)
 
 
-def test_a_machine_of_9p_has_its_share_from_the_start(tmp_path: Path) -> None:
+def test_vm_with_9p_has_its_share_from_the_start(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         for commands in (SAVING, LOADING):
             async with stage.machine(share="9p"):
@@ -149,7 +149,7 @@ def test_a_machine_of_9p_has_its_share_from_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "stands"), [("stop", False), ("getfd", True), ("migrate-set-capabilities", True), ("migrate", True)]
 )
-def test_a_template_that_cannot_be_saved_is_a_warning_and_the_machine_goes_on(
+def test_template_that_cannot_be_saved_is_a_warning_and_the_vm_continues(
     tmp_path: Path, command: str, stands: bool
 ) -> None:
     async def story(stage: Stage) -> None:
@@ -165,7 +165,7 @@ def test_a_template_that_cannot_be_saved_is_a_warning_and_the_machine_goes_on(
         stage.host.refused.clear()
         async with stage.machine():
             pass
-        assert stage.templates() == [DIGEST], "nothing holds up the next attempt"
+        assert stage.templates() == [DIGEST], "the next attempt is not blocked"
 
     run(tmp_path, story)
 
@@ -178,7 +178,7 @@ def test_a_template_that_cannot_be_saved_is_a_warning_and_the_machine_goes_on(
         (1, ["active", "active", "failed"], "QEMU failed to save its state"),
     ],
 )
-def test_only_a_state_that_is_whole_and_bounded_is_kept(
+def test_only_a_complete_state_of_limited_size_is_kept(
     tmp_path: Path, size: int, migrations: list[str], words: str
 ) -> None:
     async def story(stage: Stage) -> None:
@@ -193,7 +193,7 @@ def test_only_a_state_that_is_whole_and_bounded_is_kept(
     run(tmp_path, story)
 
 
-def test_one_machine_saves_and_another_does_without(tmp_path: Path) -> None:
+def test_second_vm_does_not_wait_for_the_template_of_the_first(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         draft = template.begin(stage.cache, DIGEST, stage.plan().shape)
         assert draft is not None
@@ -205,7 +205,7 @@ def test_one_machine_saves_and_another_does_without(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
-def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
+def test_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         os.makedirs(f"{stage.cache}/templates")
         os.chmod(f"{stage.cache}/templates", 0o777)
@@ -217,7 +217,7 @@ def test_a_cache_that_others_may_write_to_is_not_used(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
-def test_a_cache_that_is_no_directory_is_a_warning(tmp_path: Path) -> None:
+def test_cache_that_is_not_a_directory_is_a_warning(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         Path(stage.cache).touch()
         async with stage.machine():
@@ -230,7 +230,7 @@ def test_a_cache_that_is_no_directory_is_a_warning(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
-def test_a_cache_that_is_read_only_is_a_warning(tmp_path: Path) -> None:
+def test_read_only_cache_is_a_warning(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         os.makedirs(stage.cache)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,mode=700", "none", stage.cache], check=True)
@@ -248,7 +248,7 @@ def test_a_cache_that_is_read_only_is_a_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["migrate-set-capabilities", "migrate-incoming", "cont"])
-def test_a_template_that_qemu_refuses_is_removed_and_the_machine_boots(tmp_path: Path, command: str) -> None:
+def test_template_that_qemu_refuses_is_removed_and_the_vm_boots(tmp_path: Path, command: str) -> None:
     async def story(stage: Stage) -> None:
         async with stage.machine():
             pass
@@ -271,12 +271,12 @@ def test_a_template_that_qemu_refuses_is_removed_and_the_machine_boots(tmp_path:
             text
             == f"the template {DIGEST[:12]} cannot be restored, and this start is a cold one: {command}: not this one"
         )
-        assert stage.templates() == [DIGEST], "the boot has left a new one"
+        assert stage.templates() == [DIGEST], "the boot has created a new template"
 
     run(tmp_path, story)
 
 
-def test_a_qemu_that_dies_of_the_state_is_explained(tmp_path: Path) -> None:
+def test_error_explains_that_qemu_died_while_it_loaded_the_state(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         async with stage.machine():
             pass
@@ -296,21 +296,21 @@ def test_a_qemu_that_dies_of_the_state_is_explained(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
-def test_a_template_whose_memory_is_damaged_is_not_loaded(tmp_path: Path) -> None:
+def test_template_with_damaged_memory_is_not_loaded(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         async with stage.machine():
             pass
         os.truncate(f"{stage.cache}/templates/{DIGEST}/memory", 3)
         async with stage.machine():
             _, restored, _ = stage.host.machines
-            assert restored.executed() == ["migrate-set-capabilities"], "it gets no state"
+            assert restored.executed() == ["migrate-set-capabilities"], "it does not load the state"
         [(_, text)] = stage.notes
         assert text.endswith("cannot copy the template's memory: the template's memory is cut short")
 
     run(tmp_path, story)
 
 
-def test_a_template_that_is_removed_meanwhile_is_no_error(tmp_path: Path) -> None:
+def test_template_that_is_removed_meanwhile_is_not_an_error(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         async with stage.machine():
             pass
@@ -332,8 +332,8 @@ def test_a_template_that_is_removed_meanwhile_is_no_error(tmp_path: Path) -> Non
     run(tmp_path, story)
 
 
-def test_a_qemu_that_dies_while_it_is_saved_fails_the_start(tmp_path: Path) -> None:
-    """There is no machine to go on with."""
+def test_death_of_qemu_during_the_save_fails_the_start(tmp_path: Path) -> None:
+    """No VM remains to continue with."""
 
     async def story(stage: Stage) -> None:
         stage.host.held["migrate"] = asyncio.Event()
@@ -355,7 +355,7 @@ def test_a_qemu_that_dies_while_it_is_saved_fails_the_start(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("answer", [None, {}, {"monotonic_ns": -1}, {"monotonic_ns": 2**63}, {"monotonic_ns": True}])
-def test_a_guest_without_a_usable_clock_is_refused(tmp_path: Path, answer: object) -> None:
+def test_guest_without_a_valid_clock_is_refused(tmp_path: Path, answer: object) -> None:
     async def story(stage: Stage) -> None:
         stage.host.answers["wake"] = answer
         with pytest.raises(VmError, match=r"^the guest's answer to wake is unusable: "):
@@ -366,7 +366,7 @@ def test_a_guest_without_a_usable_clock_is_refused(tmp_path: Path, answer: objec
 
 
 @pytest.mark.parametrize("clock", [0, GUEST_NS, 2**63 - 1])
-def test_the_guests_clock_is_compared_with_the_hosts(tmp_path: Path, clock: int) -> None:
+def test_clock_of_the_guest_is_compared_with_that_of_the_host(tmp_path: Path, clock: int) -> None:
     async def story(stage: Stage) -> None:
         stage.host.answers["wake"] = {"monotonic_ns": clock}
         async with stage.machine(template=None) as machine:
@@ -379,22 +379,22 @@ def test_the_guests_clock_is_compared_with_the_hosts(tmp_path: Path, clock: int)
     run(tmp_path, story)
 
 
-def test_a_template_is_built_ahead_and_once(tmp_path: Path) -> None:
-    """`hawse template build`: the machine ends when its template is there."""
-    wanted: list[plan.MachinePlan] = []
+def test_template_is_built_in_advance_and_only_once(tmp_path: Path) -> None:
+    """`hawse template build`: the VM ends when its template exists."""
+    plans: list[plan.MachinePlan] = []
 
     async def story(stage: Stage) -> None:
-        wanted.append(stage.plan())
-        made, fresh, seconds = await asyncio.to_thread(build, stage.plan())
-        assert (made.digest, fresh) == (DIGEST, True)
+        plans.append(stage.plan())
+        built, fresh, seconds = await asyncio.to_thread(build, stage.plan())
+        assert (built.digest, fresh) == (DIGEST, True)
         assert 0 < seconds < 60
-        assert methods(stage.host.machines[0]) == ["wake", "settle"], "nothing is shared with it"
+        assert methods(stage.host.machines[0]) == ["wake", "settle"], "no share is mounted in it"
         again, fresh, _ = await asyncio.to_thread(build, stage.plan())
-        assert (again, fresh, len(stage.host.machines)) == (made, False, 1)
-        with pytest.raises(ConfigError, match="this machine has no template"):
+        assert (again, fresh, len(stage.host.machines)) == (built, False, 1)
+        with pytest.raises(ConfigError, match="this VM cannot have a template"):
             build(stage.plan(template=None))
         shutil.rmtree(f"{stage.cache}/templates/{DIGEST}")
-        with pytest.raises(VmError, match="the template was not kept"):
+        with pytest.raises(VmError, match="the template was not saved"):
             build(
                 msgspec.structs.replace(
                     stage.plan(), template=plan.Template(cache=stage.cache, digest=DIGEST, usable=True)
@@ -404,11 +404,11 @@ def test_a_template_is_built_ahead_and_once(tmp_path: Path) -> None:
     run(tmp_path, story)
 
 
-def test_a_template_that_another_process_builds_is_waited_for_by_the_user(tmp_path: Path) -> None:
+def test_template_that_another_process_builds_is_an_error(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
         draft = template.begin(stage.cache, DIGEST, stage.plan().shape)
         assert draft is not None
-        with pytest.raises(HostError, match="another process is making this template"):
+        with pytest.raises(HostError, match="another process is building this template"):
             await asyncio.to_thread(build, stage.plan())
         draft.close()
         shutil.rmtree(stage.cache)

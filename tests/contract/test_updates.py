@@ -1,4 +1,4 @@
-"""Sandboxes that outlive an update of hawse in its place, with a QEMU without a machine."""
+"""Sandboxes that outlive an in-place update of hawse, with a fake QEMU without a VM."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
 def copy_installation(directory: Path) -> Path:
@@ -42,7 +42,7 @@ def run(installation: Path, host: Sandboxes, *words: str) -> Done:
     """A command of an installation, as a process."""
     program = f"import sys; sys.path.insert(0, {str(installation)!r}); from hawse.__main__ import main; exit(main())"
     arguments = ["--root", host.hawse.root, "--config", host.hawse.config, *words]
-    with open(f"{host.directory}/said", "w+") as said:  # not a pipe: the container's process keeps it open
+    with open(f"{host.directory}/said", "w+") as said:  # not a pipe, which the container's process would keep open
         done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=said, stderr=said, check=False)
         said.seek(0)
         return Done(done.returncode, "", said.read())
@@ -65,23 +65,24 @@ def is_idle(pid: int) -> bool:
     return used() == before
 
 
-def test_monitor_loads_nothing_of_an_installation_that_is_gone(host: Sandboxes, tmp_path: Path) -> None:
-    """Whatever it is asked afterwards, and at its end. What it loaded then could be of another version."""
+def test_monitor_loads_nothing_of_a_removed_installation(host: Sandboxes, tmp_path: Path) -> None:
+    """Neither for later calls nor at its end: a module that it loaded then could be of another version."""
     old = copy_installation(tmp_path / "old")
 
     def beginning(spec: dict[str, Any]) -> None:
         annotated(CRI)(spec)
-        spec["linux"]["cgroupsPath"] = f"/updates-{os.getpid()}"  # not that of another test's pod
+        spec["linux"]["cgroupsPath"] = f"/updates-{os.getpid()}"  # not the cache of another test's pod
 
     host.program("wait", more=beginning)
     assert run(old, host, "create", "--bundle", host.bundle, "pod") == Done(0, "", "")
     monitor = host.hawse.store("pod").read()["monitorPid"]
     assert str(old) in Path(f"/proc/{monitor}/cmdline").read_text()
-    # It loads them after it has reported the container; this one is the last, and commands do without it.
+    # The monitor loads them after it has reported the container. This module is the last one, and commands do not load
+    # it.
     assert LOADED_LATE[-1] == "hawse.vfio.bind.bind"
     wait_until(lambda: is_compiled(old, "hawse.vfio.bind.variants") and all(is_idle(monitor) for _ in range(4)))
     os.rename(old, tmp_path / "gone")
-    os.mkdir(f"{host.hawse.root}.bindings", 0o700)  # of functions of the host that a sandbox had bound
+    os.mkdir(f"{host.hawse.root}.bindings", 0o700)  # records of functions of the host that a sandbox had bound
 
     def joining(spec: dict[str, Any]) -> None:
         annotated(JOINS)(spec)
@@ -95,7 +96,7 @@ def test_monitor_loads_nothing_of_an_installation_that_is_gone(host: Sandboxes, 
     for _ in range(2):
         done += [hawse("create", "--bundle", host.bundle, "c1"), hawse("start", "c1")]
         done += [hawse(*words, "c1") for words in (["pause"], ["resume"], ["update", "--pids-limit", "7"])]
-        # The fake guest answers these with nothing: that is an error, of the command line.
+        # The fake guest answers these calls with null, which is an error of the command.
         answers = [hawse("ps", "c1"), hawse("events", "--stats", "c1"), hawse("attach", "c1", "6")]
         assert [answer.errors.partition(" is unusable")[0] for answer in answers] == [
             f"hawse: the guest's answer to {call}" for call in ("listing", "statistics", "bind_vfio")
@@ -106,8 +107,8 @@ def test_monitor_loads_nothing_of_an_installation_that_is_gone(host: Sandboxes, 
     assert ([each for each in done if each != Done(0, "", "")], log) == ([], "")
 
 
-def test_modules_that_the_monitor_imports_late_are_all_loaded_early() -> None:
-    """Of a function's imports in the modules that the monitor has, each is loaded once the sandbox is created."""
+def test_late_imports_of_the_monitor_are_loaded_early() -> None:
+    """All imports within functions of the monitor's modules are loaded once the sandbox is created."""
     text = (
         "import sys, hawse.monitor.main, hawse.monitor.lifecycle as lifetime, hawse.vm.qmp; lifetime._load_all(); "
         "print(*(f'{name}={module.__file__}' for name, module in sys.modules.items() if name.startswith('hawse.')))"

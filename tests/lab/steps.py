@@ -69,8 +69,8 @@ import sys
 import msgspec
 from hawse.log import Log
 from hawse.config import load_config
-from hawse.commands.build_template import plan_of
-machine, notes = plan_of(load_config(sys.argv[1]), sys.argv[2])
+from hawse.commands.build_template import plan_vm
+machine, notes = plan_vm(load_config(sys.argv[1]), sys.argv[2])
 Log().tell(notes)
 sys.stdout.buffer.write(msgspec.json.encode(machine))
 """

@@ -141,7 +141,7 @@ def test_bonds_vlans_and_ipvlans_behave_as_with_runc(lab: Lab) -> None:
     assert ours == theirs
     assert theirs[:7] == [f"{net} 2 packets received" for net in (1, 2, 4, 5, 6, 11, 12)]
     assert theirs[7:] == ["flags 0x1003 0x1083", "group4 on ipl2: received"], "no ARP in mode l3"
-    assert "interface ipl3s is an ipvlan of mode l3s" in errors
+    assert "interface ipl3s is an ipvlan in mode l3s" in errors
     left = lab.run(["sh", "-c", "ip -n box -json link; tc -n box qdisc show | grep -c ingress"]).output.splitlines()
     links = {link["ifname"] for link in json.loads(left[0])}
     assert links == hosts, "no tap is left"

@@ -35,7 +35,7 @@ def busybox() -> str:
 
     def unpack(path: str) -> None:
         fetched = packages.fetch(["busybox-static"], cache=CACHE, progress=print)
-        packages.unpack(fetched, path, wanted=lambda name: name.startswith("usr/bin"))
+        packages.unpack(fetched, path, select=lambda name: name.startswith("usr/bin"))
 
     return f"{kept('busybox', unpack)}/usr/bin/busybox"
 

@@ -118,7 +118,7 @@ def _compile(work: str, headers: Sequence[Package], source: Package) -> str:
     """Build the modules below ``work``; returns the directory with the modules at the paths of the kernel tree."""
     tree = f"{work}/modules"
     _unpack_source(work, source, tree)
-    packages.unpack(headers, work, wanted=lambda name: name.startswith(("usr/src/", "usr/lib/linux-kbuild-")))
+    packages.unpack(headers, work, select=lambda name: name.startswith(("usr/src/", "usr/lib/linux-kbuild-")))
     [common] = [package.name for package in headers if package.name.endswith("-common")]
     [own] = [package.name for package in headers if package.name.endswith("-amd64")]
     # Debian's Makefile includes that of the other package by its absolute path, where it is not installed.
@@ -133,7 +133,7 @@ def _compile(work: str, headers: Sequence[Package], source: Package) -> str:
 
 def _unpack_source(work: str, source: Package, tree: str) -> None:
     """The sources of the modules, with the makefiles that build them out of the kernel's tree."""
-    packages.unpack([source], work, wanted=lambda name: name.endswith(".tar.xz"))
+    packages.unpack([source], work, select=lambda name: name.endswith(".tar.xz"))
     os.mkdir(tree)
     archive = f"{work}/usr/src/{source.name}.tar.xz"
     members = [f"{source.name}/{path}" for path in _SOURCES]

@@ -27,7 +27,7 @@ def yaml_library() -> str:
 
     def unpack(tree: str) -> None:
         fetched = packages.fetch(["python3-yaml"], cache=CACHE, progress=print)
-        packages.unpack(fetched, tree, wanted=lambda name: name.startswith("usr/lib/python3/dist-packages/yaml"))
+        packages.unpack(fetched, tree, select=lambda name: name.startswith("usr/lib/python3/dist-packages/yaml"))
 
     return f"{kept('yaml', unpack)}/usr/lib/python3/dist-packages"
 

@@ -81,7 +81,7 @@ def _patchelf() -> str:
 
     def unpack(tree: str) -> None:
         fetched = packages.fetch(["patchelf"], cache=CACHE, progress=print)
-        packages.unpack(fetched, tree, wanted=lambda name: name == "usr/bin/patchelf")
+        packages.unpack(fetched, tree, select=lambda name: name == "usr/bin/patchelf")
 
     return f"{kept('patchelf', unpack)}/usr/bin/patchelf"
 
@@ -97,7 +97,7 @@ def _unpacked(
         fetched = packages.fetch(names, cache=f"{CACHE}/{suite}", progress=print, options=options)
         wanted = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
         packages.unpack(
-            fetched, tree, wanted=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
+            fetched, tree, select=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
         )
         if change is not None:
             change(tree)

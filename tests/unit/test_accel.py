@@ -103,7 +103,7 @@ def test_probe_result_is_cached_for_the_qemu_and_the_kernel(machine: Machine) ->
     assert machine.choose().name == "tcg"
     assert len(machine.calls()) == 3
     os.chmod(machine.device, 0o600)
-    assert machine.choose().fresh, "whether the device may be used has changed"
+    assert machine.choose().fresh, "access to the device has changed"
 
 
 def test_missing_device_node_falls_back_to_tcg(machine: Machine) -> None:

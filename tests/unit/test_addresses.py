@@ -1,4 +1,5 @@
-"""PCI addresses in variables: a variable is translated whole or left alone, and one that is left is named."""
+"""PCI addresses in environment variables: a variable is translated completely or kept, and a warning names a kept
+one."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ TRANSLATED = [
     ("A=use 0000:3b:02.0.", "A=use 0000:02:00.0."),
     ("PCIDEVICE_X_INFO=0000:3b:02.0", "PCIDEVICE_X_INFO=0000:02:00.0"),
 ]
-#: What is no address, or names other devices, and stays; and whether a warning names the variable.
+#: Values that are not addresses or name other devices: they are kept. And whether a warning names the variable.
 LEFT = [
     ("PCIDEVICE_X=0000:3b:02.0,0000:99:00.0", True),
     ("QAT0=0000:99:00.0 0000:3b:02.0", True),
@@ -89,22 +90,22 @@ LEFT = [
 
 
 @pytest.mark.parametrize(("entry", "expected"), TRANSLATED)
-def test_a_variable_of_passed_devices_is_translated(entry: str, expected: str) -> None:
+def test_variable_that_names_passed_devices_is_translated(entry: str, expected: str) -> None:
     assert translate(["A=1", entry], MAP) == ["A=1", expected]
     assert warnings("process.env", [entry], MAP) == []
 
 
 @pytest.mark.parametrize(("entry", "warned"), LEFT)
-def test_any_other_variable_stays_as_it_is(entry: str, warned: bool) -> None:
+def test_other_variables_are_not_changed(entry: str, warned: bool) -> None:
     assert translate(["A=1", entry], MAP) == ["A=1", entry]
-    found = warnings("process.env", ["A=1", entry], MAP)
-    assert len(found) == warned
+    warning_texts = warnings("process.env", ["A=1", entry], MAP)
+    assert len(warning_texts) == warned
     if warned:
-        assert found[0].startswith(f"process.env: {entry.partition('=')[0]} keeps the host's addresses")
-        assert found[0].endswith("]")
+        assert warning_texts[0].startswith(f"process.env: {entry.partition('=')[0]} keeps the host's addresses")
+        assert warning_texts[0].endswith("]")
 
 
-def test_a_container_without_devices_is_told_of_variables_that_name_some() -> None:
+def test_warning_of_device_variables_in_a_container_without_devices() -> None:
     environment = ["PCIDEVICE_X=0000:3b:02.0", "PATH=/bin"]
     assert translate(environment, {}) == environment
     [warning] = warnings("process.env", environment, {})
@@ -134,8 +135,8 @@ def test_information_of_a_plugin_stays_json() -> None:
     ],
 )
 def test_arguments_are_not_changed_and_a_warning_says_so(arguments: list[str], words: list[str]) -> None:
-    found = in_arguments("process.args", arguments, MAP)
-    assert [text[: len(word)] for text, word in zip(found, words, strict=True)] == words
+    warning_texts = in_arguments("process.args", arguments, MAP)
+    assert [text[: len(word)] for text, word in zip(warning_texts, words, strict=True)] == words
     assert in_arguments("process.args", arguments, {address: address for address in MAP}) == []
 
 
@@ -149,9 +150,9 @@ _LOOSE = re.compile(r"[0-9a-fA-F]{2}:[01][0-9a-fA-F]\.[0-7]")
 
 
 @given(values)
-def test_information_of_passed_devices_has_no_host_address_left(info: Any) -> None:
+def test_information_of_passed_devices_contains_no_host_address(info: Any) -> None:
     [entry] = translate([f"PCIDEVICE_X_INFO={json.dumps(info)}"], MAP)
-    # A key that ends in a hexadecimal digit and ":" is no boundary of an address, nor is one in another word.
+    # A hexadecimal digit or ":" before an address is part of a longer word: no boundary of an address.
     if not any(host in re.sub(r'"(?:[0-9a-f:.]+)"', "", json.dumps(info)) for host in MAP):
         assert not any(f'"{host}"' in entry for host in MAP)
 
@@ -164,7 +165,7 @@ def test_any_environment_keeps_its_length_and_names(environment: list[str]) -> N
 
 @given(texts)
 def test_only_addresses_of_passed_devices_change(value: str) -> None:
-    """Whatever is between them stays, and a value without any stays whole."""
+    """Text between them is kept, and so is a value without addresses."""
     [entry] = translate([f"A={value}"], MAP)
     result = entry.removeprefix("A=")
     assert _LOOSE.sub("", result) == _LOOSE.sub("", value)
@@ -173,7 +174,7 @@ def test_only_addresses_of_passed_devices_change(value: str) -> None:
 
 
 @given(texts)
-def test_what_is_warned_of_is_unchanged(value: str) -> None:
+def test_variable_with_a_warning_is_unchanged(value: str) -> None:
     entry = f"PCIDEVICE_A={value}"
     if warnings("process.env", [entry], MAP):
         assert translate([entry], MAP) == [entry]

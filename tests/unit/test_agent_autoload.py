@@ -60,8 +60,8 @@ def test_kernel_starts_a_modprobe_that_finds_the_modules(guest: Guest) -> None:
 
 def test_listed_modules_are_loaded_with_their_dependencies(guest: Guest) -> None:
     """A module that is already loaded, or built in, is not an error."""
-    made = guest.autoload()
-    made.require(["ip-tables", "ipv6", "x_tables", "br_netfilter"])
+    loaded = guest.autoload()
+    loaded.require(["ip-tables", "ipv6", "x_tables", "br_netfilter"])
     assert guest.names == ["x_tables.ko", "ip_tables.ko", "br_netfilter.ko"]
 
 
@@ -91,19 +91,19 @@ def test_container_that_may_have_firewall_rules(capabilities: Any, may: bool) ->
 
 def test_firewall_of_the_legacy_kind_is_loaded_before_a_container_starts(guest: Guest) -> None:
     """It is not an error if the kernel lacks one of the modules."""
-    made = guest.autoload()
-    made.begin({"process": {}})
-    made.wait()
+    loaded = guest.autoload()
+    loaded.begin({"process": {}})
+    loaded.wait()
     assert guest.names == []
     for _ in range(2):
-        made.begin({"process": {"capabilities": NET_ADMIN}})
-        made.wait()
+        loaded.begin({"process": {"capabilities": NET_ADMIN}})
+        loaded.wait()
     assert guest.names == ["x_tables.ko", "ip_tables.ko"]
 
 
 def test_firewall_that_cannot_be_loaded_is_not_an_error(guest: Guest, capsys: pytest.CaptureFixture[str]) -> None:
     guest.refused = "x_tables.ko"
-    made = guest.autoload()
-    made.begin({"process": {"capabilities": NET_ADMIN}})
-    made.wait()
+    loaded = guest.autoload()
+    loaded.begin({"process": {"capabilities": NET_ADMIN}})
+    loaded.wait()
     assert "module kernel/net/netfilter/x_tables.ko: Invalid argument" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the agent does before it can talk: the virtio drivers, and the port of the link."""
+"""The agent before the link exists: it binds virtio drivers and finds the port of the link."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SERIAL, SHARE, NETWORK = "0000:00:03.0", "0000:00:04.0", "0000:00:05.0"
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path))
-    made.function(SERIAL, group=3, driver="")
-    made.attribute(SERIAL, "vendor", "0x1af4\n")
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path))
+    kernel.function(SERIAL, group=3, driver="")
+    kernel.attribute(SERIAL, "vendor", "0x1af4\n")
+    yield kernel
+    kernel.close()
 
 
 def add_port(kernel: FakeKernel, number: int, name: str) -> None:
@@ -31,7 +31,7 @@ def add_port(kernel: FakeKernel, number: int, name: str) -> None:
 
 
 def opened(kernel: FakeKernel) -> str:
-    """The name of the port that is opened for reading and writing, and inherited by no program."""
+    """The name of the port. It is opened for reading and writing; other programs do not inherit it."""
     fd = boot.open_link(root=kernel.root)
     try:
         assert os.write(fd, b"x") == 1
@@ -43,7 +43,7 @@ def opened(kernel: FakeKernel) -> str:
 
 
 def test_only_virtio_functions_without_a_driver_are_probed(kernel: FakeKernel) -> None:
-    """A function of another vendor may be one that is passed through."""
+    """A function of another vendor may be a passed-through device."""
     kernel.function(SHARE, group=4, driver="virtio-pci")
     kernel.attribute(SHARE, "vendor", "0x1af4\n")
     kernel.function(NETWORK, group=5, driver="")
@@ -51,14 +51,14 @@ def test_only_virtio_functions_without_a_driver_are_probed(kernel: FakeKernel) -
     assert kernel.probed() == [SERIAL]
 
 
-def test_the_link_is_the_port_of_that_name(kernel: FakeKernel) -> None:
+def test_link_is_the_port_with_its_name(kernel: FakeKernel) -> None:
     for number, name in enumerate(("org.qemu.guest_agent.0", PORT_NAME, "com.example")):
         add_port(kernel, number, name)
     assert opened(kernel) == "vport1p1"
     assert kernel.probed() == [SERIAL]
 
 
-def test_the_port_may_appear_after_the_probe(kernel: FakeKernel) -> None:
+def test_port_that_appears_after_the_probe_is_found(kernel: FakeKernel) -> None:
     """The directory of ports, a port whose name cannot be read yet, then the port."""
 
     def appear() -> None:

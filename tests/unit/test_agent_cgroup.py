@@ -1,4 +1,4 @@
-"""A container's cgroup, from a tree of files."""
+"""A container's cgroup, with a directory of plain files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.support.patience import patience
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    made = tmp_path / "hawse/c1"
-    (made / "below").mkdir(parents=True)
-    (made / "cgroup.procs").write_text("")
-    return made
+    cgroup = tmp_path / "hawse/c1"
+    (cgroup / "below").mkdir(parents=True)
+    (cgroup / "cgroup.procs").write_text("")
+    return cgroup
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def cgroup(directory: Path) -> Cgroup:
     return Cgroup("/hawse/c1/", root=str(directory.parents[1]))
 
 
-def test_members_are_those_of_cgroups_below_too(directory: Path) -> None:
+def test_members_include_those_of_child_cgroups(directory: Path) -> None:
     (directory / "cgroup.procs").write_text("7\n9\n")
     (directory / "below/cgroup.procs").write_text("11\n")
     assert sorted(cgroup(directory).members()) == [7, 9, 11]
 
 
-def test_a_signal_reaches_the_members(directory: Path, member: subprocess.Popen[bytes]) -> None:
+def test_signal_is_sent_to_all_members(directory: Path, member: subprocess.Popen[bytes]) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     (directory / "cgroup.kill").write_text("")
@@ -50,7 +50,7 @@ def test_a_signal_reaches_the_members(directory: Path, member: subprocess.Popen[
     assert (directory / "cgroup.kill").read_text() == ""
 
 
-def test_the_kernel_kills_all_members_at_once_where_it_can(directory: Path, member: subprocess.Popen[bytes]) -> None:
+def test_members_are_killed_by_cgroup_kill_if_it_exists(directory: Path, member: subprocess.Popen[bytes]) -> None:
     """cgroup.kill exists from Linux 5.14 on; before, each member is killed."""
     (directory / "cgroup.procs").write_text(f"{member.pid}\n")
     (directory / "cgroup.kill").write_text("")
@@ -63,7 +63,7 @@ def test_the_kernel_kills_all_members_at_once_where_it_can(directory: Path, memb
     assert not (directory / "cgroup.kill").exists()
 
 
-def test_statistics_are_known_files_and_those_of_huge_pages(directory: Path) -> None:
+def test_statistics_contain_known_files_and_those_of_huge_pages(directory: Path) -> None:
     names = ("memory.current", "pids.max", "hugetlb.2MB.current", "cgroup.type", "memory.high", "cpu.weight")
     for name in names:
         (directory / name).write_text(name)
@@ -72,7 +72,7 @@ def test_statistics_are_known_files_and_those_of_huge_pages(directory: Path) -> 
     }  # fmt: skip
 
 
-def test_a_large_file_is_read_as_far_as_one_can_be(directory: Path) -> None:
+def test_large_file_is_read_up_to_the_limit(directory: Path) -> None:
     (directory / "io.stat").write_text("x" * 20_000)
     assert len(cgroup(directory).statistics()["io.stat"]) == 16_384
 
@@ -80,26 +80,26 @@ def test_a_large_file_is_read_as_far_as_one_can_be(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "kills"), [("oom 4\noom_kill 3\noom_group_kill 1\n", 3), ("oom_kill 0\n", 0), ("low 1\n", 0)]
 )
-def test_kills_for_memory_are_counted(directory: Path, text: str, kills: int) -> None:
+def test_oom_kills_are_counted(directory: Path, text: str, kills: int) -> None:
     (directory / "memory.events").write_text(text)
     assert cgroup(directory).oom_kills() == kills
 
 
-@pytest.mark.parametrize(("kills", "told"), [(0, []), (3, [3])])
-def test_kills_are_told_until_nobody_watches(directory: Path, kills: int, told: list[int]) -> None:
-    """A kill before the watch counts, no kill is not told."""
+@pytest.mark.parametrize(("kills", "reports"), [(0, []), (3, [3])])
+def test_oom_kills_are_reported_while_they_are_watched(directory: Path, kills: int, reports: list[int]) -> None:
+    """A kill before the watch counts; without a kill nothing is reported."""
     (directory / "memory.events").write_text(f"oom_kill {kills}\n")
     watched = cgroup(directory)
     counts: list[int] = []
     threads, files = threading.active_count(), len(os.listdir("/proc/self/fd"))
     watched.watch_oom(counts.append)
     watched.unwatch()
-    assert counts == told
+    assert counts == reports
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
     watched.unwatch()
 
 
-def test_a_cgroup_without_a_memory_controller_is_not_watched(directory: Path) -> None:
+def test_cgroup_without_a_memory_controller_is_not_watched(directory: Path) -> None:
     watched = cgroup(directory)
     counts: list[int] = []
     watched.watch_oom(counts.append)

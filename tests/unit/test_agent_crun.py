@@ -1,4 +1,4 @@
-"""How the agent runs crun: arguments, descriptors, logs, and the start that does without it."""
+"""The agent's calls of crun: arguments, descriptors, logs, and the start of a container without a command of crun."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hawse.errors import VmError
 
 
 class FakeReaper:
-    """Runs nothing; each command ends with ``code`` and leaves ``log``, if any, in its log file."""
+    """Runs nothing: each command exits with ``code`` and writes ``log``, if any, to its log file."""
 
     def __init__(self, code: int = 0, log: str | None = None) -> None:
         self.code = code
@@ -38,7 +38,7 @@ def crun(tmp_path: Path, reaper: FakeReaper) -> Crun:
     return Crun(cast(Reaper, reaper), directory=str(tmp_path), program="/bin/crun", root=str(tmp_path / "crun"))
 
 
-def test_a_command_has_its_options_and_an_empty_stdio(tmp_path: Path) -> None:
+def test_command_has_its_options_and_an_empty_stdio(tmp_path: Path) -> None:
     reaper = FakeReaper()
     crun(tmp_path, reaper).run("pause", "c1", log="log-freeze")
     options = [f"--root={tmp_path}/crun", "--cgroup-manager=cgroupfs", "--log-format=json"]
@@ -46,7 +46,7 @@ def test_a_command_has_its_options_and_an_empty_stdio(tmp_path: Path) -> None:
     assert reaper.calls == [(argv, dict.fromkeys(range(3), "/dev/null"))]
 
 
-def test_descriptors_that_are_given_replace_the_empty_ones(tmp_path: Path) -> None:
+def test_passed_descriptors_replace_the_empty_ones(tmp_path: Path) -> None:
     reaper = FakeReaper()
     with (tmp_path / "out").open("w") as file:
         crun(tmp_path, reaper).run("exec", "c1", descriptors={1: file.fileno(), 5: file.fileno()})
@@ -62,13 +62,13 @@ def test_descriptors_that_are_given_replace_the_empty_ones(tmp_path: Path) -> No
         ("", "crun pause in the guest: exit code 3"),
     ],
 )
-def test_a_failure_is_told_in_cruns_words_where_it_has_any(tmp_path: Path, log: str | None, words: str) -> None:
+def test_failure_has_the_text_of_crun_if_any(tmp_path: Path, log: str | None, words: str) -> None:
     with pytest.raises(VmError) as caught:
         crun(tmp_path, FakeReaper(3, log)).run("pause", "c1")
     assert caught.value.message == words
 
 
-def test_the_log_of_a_success_is_removed(tmp_path: Path) -> None:
+def test_log_of_a_successful_command_is_removed(tmp_path: Path) -> None:
     crun(tmp_path, FakeReaper(0, '{"msg": "a warning"}')).run("pause", "c1")
     assert os.listdir(tmp_path) == []
 
@@ -82,19 +82,19 @@ def test_the_log_of_a_success_is_removed(tmp_path: Path) -> None:
         ('{"msg": "early"}\n' + "x" * 70_000 + '\n{"msg": "late"}', "early"),
     ],
 )
-def test_the_last_message_of_a_log_counts(tmp_path: Path, text: str, message: str) -> None:
+def test_last_message_of_a_log_is_used(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "log").write_text(text)
     assert read_log(f"{tmp_path}/log") == message
 
 
-def test_a_log_is_read_for_some_way(tmp_path: Path) -> None:
+def test_log_is_read_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "log").write_text('{"msg": "early"}\n' + "x" * 3000 + '\n{"msg": "late"}')
     assert read_log(f"{tmp_path}/log") == "late"
     assert read_log(f"{tmp_path}/none") == ""
 
 
-def test_a_container_is_started_by_its_fifo(tmp_path: Path) -> None:
-    """One byte, and the name goes first: crun takes a container with a FIFO for one that is not started."""
+def test_container_is_started_by_its_fifo(tmp_path: Path) -> None:
+    """It writes one byte and removes the name first: crun takes a container with a FIFO for one that is not started."""
     directory = tmp_path / "crun/c1"
     directory.mkdir(parents=True)
     os.mkfifo(directory / "exec.fifo")
@@ -108,7 +108,7 @@ def test_a_container_is_started_by_its_fifo(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exists", [False, True])
-def test_crun_is_asked_where_nobody_waits_at_the_fifo(tmp_path: Path, exists: bool) -> None:
+def test_crun_starts_a_container_whose_fifo_has_no_reader(tmp_path: Path, exists: bool) -> None:
     directory = tmp_path / "crun/c1"
     directory.mkdir(parents=True)
     if exists:

@@ -1,4 +1,4 @@
-"""crun's errors, by the field that they are about."""
+"""The field of the specification that an error of crun concerns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A VFIO group of the guest whose users are found, named, and killed when that is asked for."""
+"""Processes that use a VFIO group of the guest are found, named, and killed on request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GROUP, FILE, OTHER = os.makedev(1, 7), os.makedev(1, 5), os.makedev(1, 3)
 
 
 class Guest(FakeSysfs):
-    """A group 6 of one function that has a device file. The nodes are those of harmless devices."""
+    """Group 6 with one function and its device file. The nodes are those of harmless devices."""
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -39,20 +39,20 @@ class Guest(FakeSysfs):
         self.open(os.getpid(), "dev/vfio/6", words=b"the agent")
 
     def open(self, pid: int, *paths: str, words: bytes = b"/bin/dpdk\0-l\0001\0") -> None:
-        """Have a process in /proc that has these files open."""
+        """Add a process to the fake /proc that has opened these files."""
         for number, path in enumerate(paths):
             self.link(f"proc/{pid}/fd/{number}", f"{self.root}/{path}")
         Path(self.root, f"proc/{pid}/cmdline").write_bytes(words)
 
     def run(self, *paths: str) -> subprocess.Popen[bytes]:
-        """A program that has these files open."""
+        """A program that has opened these files."""
         program = subprocess.Popen(["sleep", "1000"])
         self.programs.append(program)
         self.open(program.pid, *paths)
         return program
 
     def claim(self, path: str) -> None:
-        """Open the node as VFIO has it: once, while no program that runs has it (drivers/vfio/group.c)."""
+        """Open the node as VFIO does: only if no other running program has it open (drivers/vfio/group.c)."""
         assert path == f"{self.root}/dev/vfio/6"
         for program in self.programs:
             held = [os.readlink(entry.path) for entry in os.scandir(f"{self.root}/proc/{program.pid}/fd")]
@@ -60,7 +60,7 @@ class Guest(FakeSysfs):
                 raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
 
     def forget_the_dead(self) -> None:
-        """Take programs that have ended out of /proc."""
+        """Remove programs that have ended from the fake /proc."""
         for program in self.programs:
             if program.wait(patience(3)) is not None:
                 os.rename(f"{self.root}/proc/{program.pid}", f"{self.root}/gone-{program.pid}")
@@ -69,9 +69,9 @@ class Guest(FakeSysfs):
 
 @pytest.fixture
 def guest(tmp_path: Path) -> Iterator[Guest]:
-    made = Guest(str(tmp_path))
-    yield made
-    for program in made.programs:
+    guest = Guest(str(tmp_path))
+    yield guest
+    for program in guest.programs:
         program.kill()
         program.wait()
 
@@ -81,8 +81,8 @@ def end(guest: Guest, *, force: bool = False, uevents: FakeUevents | None = None
 
 
 @pytest.mark.parametrize("node", ["dev/vfio/6", "dev/vfio/devices/vfio0"])
-def test_a_group_in_use_is_refused_with_the_name_of_its_user(guest: Guest, node: str) -> None:
-    """A device file that is bound to nothing keeps its device, though the group can be opened."""
+def test_group_in_use_is_refused_with_the_name_of_its_user(guest: Guest, node: str) -> None:
+    """A bound device file keeps its device open, though the group itself can be opened."""
     guest.run("dev/file", "dev/null", "dev/disk")
     program = guest.run("dev/file", node)
     with pytest.raises(DeviceError) as caught:
@@ -93,14 +93,14 @@ def test_a_group_in_use_is_refused_with_the_name_of_its_user(guest: Guest, node:
     assert program.poll() is None
 
 
-def test_a_user_that_is_not_found_is_a_process(guest: Guest) -> None:
+def test_user_that_is_not_found_is_called_a_process(guest: Guest) -> None:
     program = guest.run("dev/vfio/6")
     os.unlink(f"{guest.root}/proc/{program.pid}/cmdline")
     with pytest.raises(DeviceError, match=r"^group 6 of the guest is in use: a process has it open"):
         end(guest)
 
 
-def test_users_are_killed_when_that_is_asked_for_and_others_are_not(guest: Guest) -> None:
+def test_users_are_killed_on_request_and_other_processes_are_not(guest: Guest) -> None:
     bystander = guest.run("dev/null", "dev/file", "dev/disk")
     guest.programs.remove(bystander)
     with ExitStack() as stack:
@@ -118,16 +118,16 @@ def test_users_that_do_not_end_are_an_error(guest: Guest) -> None:
         end(guest, force=True)
 
 
-def test_a_group_without_users_is_free(guest: Guest) -> None:
+def test_group_without_users_is_free(guest: Guest) -> None:
     guest.run("dev/null", "dev/file", "dev/disk")
     end(guest)
 
 
-def test_a_group_that_is_gone_is_free(guest: Guest) -> None:
+def test_removed_group_is_free(guest: Guest) -> None:
     end_users(FakeUevents(), 7, force=False, seconds=9, root=guest.root)
 
 
-def test_a_node_is_opened_for_reading_and_writing_and_closed(guest: Guest) -> None:
+def test_node_is_opened_for_reading_and_writing_and_closed(guest: Guest) -> None:
     before = os.listdir("/proc/self/fd")
     open_once(f"{guest.root}/dev/vfio/6")
     assert os.listdir("/proc/self/fd") == before

@@ -1,4 +1,5 @@
-"""Nodes of a container that shows the guest's own /dev: bound to their places, and nothing of it stays there."""
+"""Nodes of a container that shows the guest's own /dev: they are bound to their paths, and none of them is left
+there."""
 
 from __future__ import annotations
 
@@ -102,7 +103,7 @@ def test_container_node_stays(named: bool) -> None:
 def test_nodes_that_come_later_and_the_list_of_devices_are_in_the_containers_own_directories(
     mounts: list[dict[str, Any]], expected: list[str]
 ) -> None:
-    """Groups may be attached to a container without any."""
+    """Groups may be attached to a container that was created without any."""
     spec, covered = guest_dev.with_covers({"mounts": mounts}, container_node=False)
     assert covered == expected
     assert {mount["destination"] for mount in spec["mounts"] if mount not in mounts} == set(expected)
@@ -149,7 +150,7 @@ def test_directories_are_made_once(tmp_path: Path) -> None:
 
 
 def test_place_behind_a_link_is_refused(tmp_path: Path) -> None:
-    """A container that can write to the guest's /dev must not have files made elsewhere."""
+    """A container that can write to the guest's /dev must not redirect the creation of files to another directory."""
     (tmp_path / "dev").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "dev/link").symlink_to(tmp_path / "elsewhere")

@@ -1,4 +1,4 @@
-"""Signals to a program that has not set its handlers yet."""
+"""Signals to a program that has not installed its signal handlers yet."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TERM = 1 << signal.SIGTERM - 1
 
 
 def process(directory: Path, *, namespaces: str = "70\t1", caught: int = 0, blocked: int = 0, ignored: int = 0) -> str:
-    """A /proc with process 70."""
+    """A fake /proc with process 70."""
     (directory / "70").mkdir(exist_ok=True)
     masks = f"SigBlk:\t{blocked:016x}\nSigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n"
     (directory / "70" / "status").write_text(f"Name:\tx\nNSpid:\t{namespaces}\n{masks}")
@@ -62,6 +62,6 @@ def test_handler_that_comes_ends_the_wait(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("age", "lives"), [(100.0, True), (0.0, False)])
 def test_wait_is_for_the_start_of_a_living_process_only(tmp_path: Path, age: float, lives: bool) -> None:
-    """It would not end here."""
+    """The wait would not end in this test."""
     proc = process(tmp_path)
     await_handler(70, signal.SIGTERM, started=time.monotonic() - age, lives=lambda: lives, proc=proc, seconds=60)

@@ -1,4 +1,4 @@
-"""What the agent takes from the host for a machine of its own, and the steps that it reports."""
+"""The seed, the clock and other data that the agent takes from the host at its start, and the steps that it reports."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from hawse.linux import mounts
 
 
 @pytest.mark.parametrize("size", [16, 64, 512])
-def test_a_seed_has_some_bytes(size: int) -> None:
+def test_seed_has_a_minimum_size(size: int) -> None:
     assert read_seed("a5" * size) == b"\xa5" * size
 
 
 @pytest.mark.parametrize("size", [0, 15, 513])
-def test_a_seed_of_too_few_or_too_many_bytes(size: int) -> None:
+def test_seed_of_another_size_is_refused(size: int) -> None:
     with pytest.raises(VmError, match=f"^a seed of {size} bytes$"):
         read_seed("a5" * size)
 
 
-def test_steps_are_noted_until_there_are_too_many() -> None:
+def test_steps_are_recorded_up_to_a_limit() -> None:
     trace.forget()
     for number in range(300):
         trace.add(str(number), number, number + 1)
@@ -42,7 +42,7 @@ def step(name: str, began: int, ended: int) -> dict[str, object]:
     return {"name": name, "began_ns": began, "ended_ns": ended}
 
 
-def test_a_file_that_is_no_module_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_file_that_is_not_a_module_is_named_in_the_error(tmp_path: Path) -> None:
     path = tmp_path / "nothing.ko"
     path.write_bytes(bytes(4096))
     before = os.listdir("/proc/self/fd")
@@ -51,6 +51,6 @@ def test_a_file_that_is_no_module_is_refused_by_its_name(tmp_path: Path) -> None
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_a_mount_that_is_refused_names_its_target(tmp_path: Path) -> None:
+def test_failed_mount_names_its_target(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere"):
         mounts.mount("none", f"{tmp_path}/nowhere", "tmpfs")

@@ -1,4 +1,4 @@
-"""Ids of a container in a user namespace, as the guest's."""
+"""Ids of a container in a user namespace, translated to ids of the guest."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAPPING = [{"containerID": 0, "hostID": 100000, "size": 1000}, {"containerID": 5
         (2**32 - 1, UNMAPPED),
     ],
 )
-def test_id_is_that_of_its_range_or_nobodys(inside: int, outside: int) -> None:
+def test_id_outside_of_all_ranges_is_the_overflow_id(inside: int, outside: int) -> None:
     spec = {"linux": {"namespaces": [{"type": "user"}], "uidMappings": MAPPING, "gidMappings": MAPPING[:1]}}
     ids = of_spec(spec)
     assert ids.mapped
@@ -40,5 +40,5 @@ def test_without_a_user_namespace_ids_are_the_guests(spec: dict[str, Any]) -> No
     assert (SAME.uid(0), SAME.gid(2**32 - 3)) == (0, 2**32 - 3)
 
 
-def test_no_mapping_has_nobody() -> None:
+def test_empty_mapping_has_only_the_overflow_id() -> None:
     assert Ids([], [], mapped=True).uid(0) == UNMAPPED

@@ -1,4 +1,5 @@
-"""The calls and events between monitor and agent: both ends and docs/link.md have the same names, fields and types."""
+"""The calls and events between monitor and agent: names, fields and types are equal at both ends and in
+docs/link.md."""
 
 from __future__ import annotations
 
@@ -35,18 +36,18 @@ def methods() -> dict[str, Callable[..., object]]:
     return Server(port, Guest(port, reaper=Reaper(), uevents=FakeUevents(), load=lambda _names: None)).methods
 
 
-def test_the_agent_has_a_method_for_each_call_and_no_other() -> None:
+def test_agent_has_exactly_one_method_for_each_call() -> None:
     assert methods().keys() == CALLS.keys()
 
 
-def test_a_name_is_that_of_the_type() -> None:
+def test_name_of_a_call_is_derived_from_its_type() -> None:
     assert all(name.replace("_", "") == call.__name__.lower() for name, call in CALLS.items())
     assert len(CALLS) == len({call.__name__ for call in CALLS.values()})
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_methods_parameters_are_the_fields_of_the_call(name: str) -> None:
-    """The server takes ``descriptors`` out. The monitor sends every field: the agent needs no default of its own."""
+def test_parameters_of_a_method_are_the_fields_of_its_call(name: str) -> None:
+    """The server removes ``descriptors``. The monitor sends every field, so the agent needs no default values."""
     parameters = inspect.signature(methods()[name]).parameters
     assert {each.kind for each in parameters.values()} <= {inspect.Parameter.KEYWORD_ONLY}
     assert all(each.default is inspect.Parameter.empty for each in parameters.values())
@@ -62,13 +63,13 @@ def _type_in_the_agent(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_a_method_answers_if_the_call_has_an_answer(name: str) -> None:
-    """The answers themselves are checked wherever a test calls the real agent (tests/support/agent.py)."""
+def test_method_returns_a_value_if_its_call_has_an_answer(name: str) -> None:
+    """The answers themselves are checked in each test that calls the real agent (tests/support/agent.py)."""
     answers = inspect.signature(methods()[name]).return_annotation != "None"
     assert answers == (answer_type(CALLS[name]) is not type(None))
 
 
-def test_calls_with_streams_are_those_for_which_the_server_opens_streams() -> None:
+def test_server_opens_streams_for_calls_with_streams() -> None:
     assert sorted(server.OPENS_STREAMS) == sorted(WITH_STREAMS)
     assert all("process" in CALLS[name].__struct_fields__ for name in WITH_STREAMS)
 
@@ -82,7 +83,7 @@ def test_calls_with_streams_are_those_for_which_the_server_opens_streams() -> No
         ("remove_nodes", "nodes", LiveNode, {"mode", "uid", "gid"}),
     ],
 )
-def test_the_agent_reads_the_fields_of_objects_in_calls(
+def test_agent_reads_the_fields_of_objects_in_calls(
     method: str, parameter: str, kind: type[Any], unused: set[str]
 ) -> None:
     assert set(_read(method, parameter)) == set(kind.__struct_fields__) - unused
@@ -148,14 +149,14 @@ def _keys(fields: ast.expr) -> set[str]:
     return {ast.literal_eval(key) for key in fields.keys if key is not None}
 
 
-def test_the_agent_sends_each_event_with_its_fields_and_no_other() -> None:
-    found = list(sent())
-    assert {name for name, _ in found} == EVENTS.keys()
-    for name, fields in found:
+def test_agent_sends_exactly_the_events_of_the_interface() -> None:
+    events = list(sent())
+    assert {name for name, _ in events} == EVENTS.keys()
+    for name, fields in events:
         assert fields == set(EVENTS[name].__struct_fields__), name
 
 
-def test_the_agent_has_the_directories_that_are_agreed_on() -> None:
+def test_agent_and_host_use_the_same_directories() -> None:
     named = set()
     for directory, _, names in os.walk(_AGENT):
         for name in names:
@@ -165,6 +166,6 @@ def test_the_agent_has_the_directories_that_are_agreed_on() -> None:
     assert {place.removeprefix(f"{agreed.RUN}/") for place in places} <= named
 
 
-def test_the_page_has_the_present_calls_and_events() -> None:
+def test_docs_link_lists_all_calls_and_events() -> None:
     assert PAGE.read_text() == page(), "run python -m tests.support.link_page"
     assert f"Its `protocol` is {agreed.PROTOCOL}." in PAGE.read_text()

@@ -1,4 +1,4 @@
-"""Kernel modules in the guest: loaded in the order that modules.dep gives, each set once."""
+"""Kernel modules in the guest are loaded in the order of modules.dep, each set once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Attributes of mounts that the guest's runtime drops: which a specification asks for, and which a path had."""
+"""Mount attributes that the guest's runtime would drop: those of the specification, and those of the mount at a
+path."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ def bind(destination: str, *options: str) -> dict[str, Any]:
     return {"destination": destination, "source": "/s", "options": ["bind", *options]}
 
 
-def test_binds_that_ask_for_attributes_are_found() -> None:
-    """Not what a later mount hides."""
+def test_binds_with_attributes_are_found() -> None:
+    """Attributes that a later mount hides do not count."""
     mounts = [
         bind("/hidden", "nodev"), bind("/below/it", "nodev"), bind("/twice", "nodev"), bind("/twice/", "noexec"),
         {"destination": "/tmp", "type": "tmpfs", "options": ["nodev"]}, bind("relative/x", "nosuid"), bind("/plain"),
@@ -53,11 +54,11 @@ TABLE = """\
 
 
 @pytest.mark.parametrize(("number", "kept"), [(32, NOSUID | NODEV | NOEXEC | NOATIME), (31, 0), (30, 0), (99, 0)])
-def test_attributes_of_the_mount_below_are_read(number: int, kept: int) -> None:
+def test_attributes_of_the_covered_mount_are_read(number: int, kept: int) -> None:
     assert flags.above(TABLE, number) == kept
 
 
-def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp_path: Path) -> None:
+def test_attributes_are_set_only_in_the_other_mount_namespace(tmp_path: Path) -> None:
     for name in ("bound", "over", "plain"):
         (tmp_path / name).mkdir()
     script = (
@@ -79,11 +80,11 @@ def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp
                 process = os.open(f"/proc/{pid}", os.O_RDONLY)
                 flags.keep(spec, process, mapped=True)
                 os.close(process)
-            found = {mount.point: mount.options for mount in mounts_of(inside.pid)}
+            options = {mount.point: mount.options for mount in mounts_of(inside.pid)}
         finally:
             inside.kill()
-    assert {"nodev", "noatime"} <= found[f"{tmp_path}/bound"]
-    assert {"ro", "nosuid", "noexec"} <= found[f"{tmp_path}/over/inner"]
+    assert {"nodev", "noatime"} <= options[f"{tmp_path}/bound"]
+    assert {"ro", "nosuid", "noexec"} <= options[f"{tmp_path}/over/inner"]
     assert Path("/proc/self/mountinfo").read_text() == before
 
 

@@ -1,4 +1,4 @@
-"""Mount options in the form in which crun applies them as runc does."""
+"""Mount options are rewritten so that crun applies them as runc does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_each_recursive_option_of_a_file_is_replaced(option: str) -> None:
         (["rprivate", "rslave", "rbind"], ["rprivate", "rslave", "rbind"]),
     ],
 )
-def test_recursive_options_count_last_as_in_runc(options: list[str], expected: list[str]) -> None:
+def test_recursive_options_are_applied_last_as_in_runc(options: list[str], expected: list[str]) -> None:
     assert without_recursive(options) == expected
 
 
@@ -43,7 +43,7 @@ def test_recursive_options_count_last_as_in_runc(options: list[str], expected: l
         (["rprivate", "rslave", "rbind", "nosymfollow"], ["rprivate", "rslave", "rbind", "nosymfollow"]),
     ],
 )
-def test_last_of_two_that_contradict_each_other_counts(options: list[str], expected: list[str]) -> None:
+def test_last_of_two_contradictory_options_is_applied(options: list[str], expected: list[str]) -> None:
     spec: dict[str, Any] = {"mounts": [{"type": "tmpfs", "options": options}, {"type": "tmpfs"}]}
     assert adapted(spec)["mounts"] == [{"type": "tmpfs", "options": expected}, {"type": "tmpfs"}]
     assert settled(expected) == expected
@@ -67,5 +67,5 @@ def test_only_binds_of_files_are_changed(mount: dict[str, Any], changed: bool) -
 
 
 @pytest.mark.parametrize("spec", [{}, {"mounts": None}, {"mounts": [{"type": "bind", "source": "/file"}]}])
-def test_specification_without_such_options_is_left_as_it_is(spec: dict[str, Any]) -> None:
+def test_specification_without_such_options_is_unchanged(spec: dict[str, Any]) -> None:
     assert adapted(spec, is_dir=lambda _: False) == spec

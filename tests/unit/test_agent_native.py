@@ -1,4 +1,4 @@
-"""How functions that are left to the guest's drivers are called."""
+"""Names of interfaces of functions that drivers of the guest kernel use."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hawse.agent.devices.guest_drivers import interface_name
         ("0001:02:00.0", 0, False, "enP1p2s0"),
     ],
 )
-def test_an_interface_is_named_by_its_functions_address(
+def test_interface_is_found_by_the_address_of_its_function(
     address: str, port: int, *, multifunction: bool, name: str
 ) -> None:
     assert interface_name(address, port, multifunction=multifunction) == name

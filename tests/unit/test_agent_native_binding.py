@@ -1,4 +1,4 @@
-"""Functions that are left to drivers of the guest: bound, waited for, and described as sysfs shows them."""
+"""Functions that drivers of the guest kernel use: they are bound, awaited, and described from sysfs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ alias pci:v*d*sv*sd*bc02sc*i* generic
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path / "root"))
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path / "root"))
+    yield kernel
+    kernel.close()
 
 
 @pytest.fixture
 def drivers(tmp_path: Path) -> str:
-    """A directory of modules, all of which are built in."""
+    """A directory of modules, all of which are built into the kernel."""
     (tmp_path / "drivers").mkdir()
     (tmp_path / "drivers/modules.dep").write_text("")
     (tmp_path / "drivers/modules.alias").write_text(ALIASES)
@@ -44,7 +44,7 @@ def drivers(tmp_path: Path) -> str:
 
 
 def bind(kernel: FakeKernel, drivers: str, *steps: Callable[[], None]) -> tuple[dict[str, Any], int]:
-    """The answer, and how many of the steps did not happen."""
+    """The answer, and the number of steps that were not reached."""
     uevents = FakeUevents(*steps)
     answer = bind_native(uevents, ADDRESS, drivers=drivers, seconds=20, root=kernel.root)
     read_answer(BindNative(address=ADDRESS, container="c1", seconds=20), answer)
@@ -52,7 +52,7 @@ def bind(kernel: FakeKernel, drivers: str, *steps: Callable[[], None]) -> tuple[
 
 
 def add_node(kernel: FakeKernel, path: str, subsystem: str, name: str, numbers: str) -> None:
-    """A device of the function that has a node."""
+    """Give the function a device with a node."""
     major, _, minor = numbers.partition(":")
     text = f"MAJOR={major}\nMINOR={minor}\nDEVNAME={name}\n"
     kernel.write(f"{PATH}/{path}/dev", f"{numbers}\n")
@@ -60,17 +60,17 @@ def add_node(kernel: FakeKernel, path: str, subsystem: str, name: str, numbers: 
     kernel.link(f"{PATH}/{path}/subsystem", f"{kernel.root}/sys/class/{subsystem}")
 
 
-def test_a_function_that_appears_and_is_bound(kernel: FakeKernel, drivers: str) -> None:
+def test_function_that_appears_is_bound(kernel: FakeKernel, drivers: str) -> None:
     def appear() -> None:
         kernel.function(ADDRESS, group=3, driver="", class_code=DISPLAY)
 
     answer, left = bind(kernel, drivers, appear, lambda: kernel.bind(ADDRESS, "i915"), lambda: None)
     assert answer == {"driver": "i915", "interfaces": [], "nodes": []}
     assert kernel.probed() == [ADDRESS]
-    assert left == 1, "a driver of another class is ready when it has bound"
+    assert left == 1, "a driver of another class is ready once it is bound"
 
 
-def test_a_function_that_a_driver_has_is_not_probed(kernel: FakeKernel, drivers: str) -> None:
+def test_function_with_a_driver_is_not_probed(kernel: FakeKernel, drivers: str) -> None:
     kernel.function(ADDRESS, group=3, driver="i915", class_code=DISPLAY)
     answer, _ = bind(kernel, drivers)
     assert answer["driver"] == "i915"
@@ -81,7 +81,9 @@ def test_a_function_that_a_driver_has_is_not_probed(kernel: FakeKernel, drivers:
     ("code", "words"),
     [(DISPLAY, "there is none for it"), (NETWORK, "e1000e, generic does not take it")],
 )
-def test_a_function_that_no_driver_takes(kernel: FakeKernel, drivers: str, code: int, words: str) -> None:
+def test_function_without_a_matching_driver_is_an_error(
+    kernel: FakeKernel, drivers: str, code: int, words: str
+) -> None:
     device_id = 0x10D3 if code == NETWORK else 0x7777
     kernel.function(ADDRESS, group=3, driver="", class_code=code, device_id=device_id)
     kernel.attribute(ADDRESS, "modalias", f"pci:v00008086d{device_id:08X}sv00sd00bc{code >> 16:02X}sc00i00\n")
@@ -90,8 +92,10 @@ def test_a_function_that_no_driver_takes(kernel: FakeKernel, drivers: str, code:
     assert caught.value.message == f"{ADDRESS}: no driver of the guest's kernel has it: {words}"
 
 
-def test_what_a_probe_makes_is_waited_for(kernel: FakeKernel, drivers: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver's link is there from the beginning of a probe on."""
+def test_devices_that_a_probe_creates_are_awaited(
+    kernel: FakeKernel, drivers: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The link to the driver exists from the beginning of a probe."""
     kernel.function(ADDRESS, group=3, driver="i915", class_code=DISPLAY)
 
     def finish(device: str) -> None:
@@ -102,8 +106,8 @@ def test_what_a_probe_makes_is_waited_for(kernel: FakeKernel, drivers: str, monk
     assert bind(kernel, drivers)[0]["nodes"] == [node("dri/card0", "c", 226, 0)]
 
 
-def test_a_disk_is_waited_for(kernel: FakeKernel, drivers: str) -> None:
-    """An NVMe driver has its character device first, its namespaces and their partitions later."""
+def test_disk_is_awaited(kernel: FakeKernel, drivers: str) -> None:
+    """The character device of an NVMe controller appears first, its namespaces and their partitions later."""
     kernel.function(ADDRESS, group=3, driver="nvme", class_code=STORAGE)
 
     def scan() -> None:
@@ -121,12 +125,12 @@ def node(name: str, kind: str, major: int, minor: int) -> dict[str, Any]:
     return {"name": name, "kind": kind, "major": major, "minor": minor}
 
 
-def test_a_disk_that_never_comes_is_no_error(kernel: FakeKernel, drivers: str) -> None:
+def test_disk_that_never_appears_is_not_an_error(kernel: FakeKernel, drivers: str) -> None:
     kernel.function(ADDRESS, group=3, driver="nvme", class_code=STORAGE)
     assert bind(kernel, drivers)[0] == {"driver": "nvme", "interfaces": [], "nodes": []}
 
 
-def test_devices_without_a_node_have_none(kernel: FakeKernel) -> None:
+def test_devices_without_a_node_are_reported_without_one(kernel: FakeKernel) -> None:
     kernel.function(ADDRESS, group=3, class_code=DISPLAY)
     kernel.write(f"{PATH}/uevent", "DRIVER=i915\n")
     kernel.write(f"{PATH}/i2c/dev", "89:0\n")
@@ -138,7 +142,7 @@ def test_devices_without_a_node_have_none(kernel: FakeKernel) -> None:
     assert nodes(f"{kernel.root}/{PATH}") == [node("dri/card0", "c", 226, 0)]
 
 
-def test_modules_are_those_whose_patterns_match_each_once(drivers: str) -> None:
+def test_modules_with_matching_patterns_are_found_once(drivers: str) -> None:
     alias = "pci:v00008086d000010D3sv00001AF4sd00001100bc02sc00i00"
     assert matching(alias, f"{drivers}/modules.alias") == ["e1000e", "generic"]
     assert matching(alias, f"{drivers}/none") == []

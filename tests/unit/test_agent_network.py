@@ -1,4 +1,4 @@
-"""What the agent takes of a network's description, and where it writes."""
+"""Checks of a network's description in the agent, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hawse.errors import VmError
 
 
 def interface(**other: Any) -> dict[str, Any]:
-    made = {"address": "0000:06:00.0", "name": "eth0", "mtu": 1500, "flags": 0x1000, "settings": {}}
-    return made | {"addresses": [], "routes": [], "neighbours": []} | other
+    description = {"address": "0000:06:00.0", "name": "eth0", "mtu": 1500, "flags": 0x1000, "settings": {}}
+    return description | {"addresses": [], "routes": [], "neighbours": []} | other
 
 
 @pytest.mark.parametrize("name", ["eth0", "net1", "a.b", "ipvl_0", "eth0-15-letters", "eth@1"])
-def test_names_that_interfaces_have(name: str) -> None:
+def test_valid_interface_names(name: str) -> None:
     check([interface(name=name)])
 
 
@@ -38,12 +38,12 @@ def test_names_that_interfaces_have(name: str) -> None:
         ({"settings": {"ipv6/accept_ra": "|/bin/sh"}}, "settings that are not to be made"),
     ],
 )
-def test_what_no_interface_has_is_refused(other: dict[str, Any], words: str) -> None:
+def test_invalid_interface_name_is_refused(other: dict[str, Any], words: str) -> None:
     with pytest.raises(VmError, match=words):
         check([interface(**other)])
 
 
-def test_more_interfaces_than_there_should_be_are_refused() -> None:
+def test_too_many_interfaces_are_refused() -> None:
     with pytest.raises(VmError, match="65 network interfaces"):
         check([interface()] * 65)
 
@@ -55,7 +55,7 @@ def test_more_interfaces_than_there_should_be_are_refused() -> None:
         ("net/ipv4/conf/eth0.5/arp_notify", "net/ipv4/conf/eth0.5/arp_notify"),
     ],
 )
-def test_a_setting_is_written_where_runc_writes_it(tmp_path: Path, name: str, path: str) -> None:
+def test_setting_is_written_to_the_same_file_as_by_runc(tmp_path: Path, name: str, path: str) -> None:
     file = tmp_path / "proc" / "sys" / path
     file.parent.mkdir(parents=True)
     file.write_text("0")
@@ -72,17 +72,17 @@ def test_a_setting_is_written_where_runc_writes_it(tmp_path: Path, name: str, pa
         ("net.none", "net.none: the guest cannot set it: No such file or directory"),
     ],
 )
-def test_what_is_no_setting_of_the_network_is_refused(tmp_path: Path, name: str, words: str) -> None:
+def test_setting_outside_of_the_network_is_refused(tmp_path: Path, name: str, words: str) -> None:
     with pytest.raises(VmError, match=words):
         set_sysctls({name: "1"}, root=str(tmp_path))
 
 
-def test_more_settings_than_there_should_be_are_refused() -> None:
+def test_too_many_settings_are_refused() -> None:
     with pytest.raises(VmError, match="257 settings"):
         set_sysctls({f"net.a{n}": "1" for n in range(257)})
 
 
-def test_as_much_as_there_may_be_is_taken(tmp_path: Path) -> None:
+def test_maximum_numbers_are_accepted(tmp_path: Path) -> None:
     entries: dict[str, Any] = {kind: [{}] * 1024 for kind in ("addresses", "routes", "neighbours")}
     settings = {"ipv6/disable_ipv6": "0", "ipv6/accept_ra": "-1", "ipv6/autoconf": "999999999"}
     check([interface(**entries, settings=settings)] * 64)

@@ -1,4 +1,4 @@
-"""Signals of the agent to processes by their pids: a process with a reused pid gets none."""
+"""Signals of the agent to processes by their pids: no process with a reused pid is signalled."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from tests.support.reaper import run_with_reaper
 
 @pytest.fixture
 def program() -> Iterator[subprocess.Popen[bytes]]:
-    made = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    with made:
-        yield made
-        made.kill()
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        yield process
+        process.kill()
 
 
 def finding(*answers: list[int]) -> Iterator[list[int]]:

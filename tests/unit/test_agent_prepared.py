@@ -1,4 +1,5 @@
-"""The crun that waits for its configuration: waited for, told, and what happens when it does not ask."""
+"""The prepared crun, which waits for its configuration: the agent awaits it, sends the configuration, and handles its
+failure to open the file."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ SPEC: dict[str, Any] = {"process": {"args": ["/bin/true"], "user": {"uid": 7, "g
 
 
 class FakeReaper:
-    """Runs a script as crun; ``$fifo`` is its configuration, ``$pid_file`` where it writes a pid."""
+    """Runs a script as crun; ``$fifo`` is its configuration, ``$pid_file`` the file for its pid."""
 
     def __init__(self, script: str) -> None:
         self.script = script
@@ -40,15 +41,15 @@ class FakeReaper:
 
 def prepare(tmp_path: Path, script: str, *, seconds: float = 60) -> tuple[Prepared, FakeReaper]:
     reaper = FakeReaper(script)
-    made = Prepared(
+    prepared = Prepared(
         directory=f"{tmp_path}/prepared", reaper=cast(Reaper, reaper), program="/bin/crun", root=str(tmp_path),
         seconds=seconds,
     )  # fmt: skip
-    return made, reaper
+    return prepared, reaper
 
 
-def test_a_crun_that_opens_its_configuration_late_is_waited_for(tmp_path: Path) -> None:
-    """It reads its configuration again when it has read it (crun src/libcrun/container.c)."""
+def test_crun_that_opens_its_configuration_late_is_awaited(tmp_path: Path) -> None:
+    """crun opens its configuration a second time after it has read it (crun src/libcrun/container.c)."""
     script = "sleep 0.2; cat $fifo; cat $fifo; echo 77 >$pid_file"
     prepared, _ = prepare(tmp_path, script)
     large = {**SPEC, "annotations": {"text": "x" * 10_000}}
@@ -60,7 +61,7 @@ def test_a_crun_that_opens_its_configuration_late_is_waited_for(tmp_path: Path) 
     assert text == json.dumps(large) * 2
 
 
-def test_it_has_settled_when_it_waits(tmp_path: Path) -> None:
+def test_crun_that_waits_for_its_configuration_has_settled(tmp_path: Path) -> None:
     with open(f"/proc/{os.getppid()}/wchan") as file:
         if file.read() == "0":
             pytest.skip("this kernel does not say where a process waits")
@@ -74,7 +75,7 @@ def test_it_has_settled_when_it_waits(tmp_path: Path) -> None:
     prepared.pipes.close()
 
 
-def test_one_that_has_ended_or_never_waits_settles_too(tmp_path: Path) -> None:
+def test_crun_that_has_ended_or_never_waits_counts_as_settled(tmp_path: Path) -> None:
     prepared, reaper = prepare(tmp_path, "exec sleep 1000", seconds=0.05)
     prepared.settle()
     [(pid, program)] = reaper.programs.items()
@@ -85,8 +86,8 @@ def test_one_that_has_ended_or_never_waits_settles_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_one_that_does_not_open_its_configuration_is_an_error(tmp_path: Path, exists: bool) -> None:
-    """In the time that it may take; at once where it cannot."""
+def test_crun_that_does_not_open_its_configuration_is_an_error(tmp_path: Path, exists: bool) -> None:
+    """After its time limit, or at once if crun has ended."""
     prepared, reaper = prepare(tmp_path, "exec sleep 1000", seconds=0.05 if exists else 10_000)
     if not exists:
         os.unlink(f"{tmp_path}/prepared/config.fifo")
@@ -99,14 +100,14 @@ def test_one_that_does_not_open_its_configuration_is_an_error(tmp_path: Path, ex
     prepared.pipes.close()
 
 
-def test_one_that_ends_before_it_has_read_all_says_why(tmp_path: Path) -> None:
-    """A pipe holds less than this."""
+def test_crun_that_ends_before_it_has_read_all_reports_its_reason(tmp_path: Path) -> None:
+    """The configuration is larger than the capacity of a pipe."""
     prepared, _ = prepare(tmp_path, "head -c 1 $fifo; exit 3")
     with pytest.raises(VmError, match=r"^crun create in the guest: exit code 3$"):
         prepared.create({**SPEC, "annotations": {"text": "x" * 1_000_000}})
     prepared.pipes.close()
 
 
-def test_the_owner_of_a_processs_pipes_is_its_user() -> None:
+def test_pipes_belong_to_the_user_of_the_process() -> None:
     assert owner({"user": {"uid": 7, "gid": 8}}) == {"uid": 7, "gid": 8}
     assert owner({}) == owner({"user": {}}) == {"uid": 0, "gid": 0}

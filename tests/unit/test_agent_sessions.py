@@ -1,7 +1,5 @@
-"""Sessions of `exec`: a program that forks as crun does is traced, and its grandchild leads a session.
-
-The reaper waits for every child of its process, so the tracing runs in a process of its own.
-"""
+"""Sessions of `exec`: a program that forks as crun does is traced, and its grandchild leads a session. The reaper waits
+for every child of its process, so the test traces in a new process."""
 
 from __future__ import annotations
 
@@ -64,8 +62,8 @@ def test_grandchild_leads_its_session_and_is_traced_no_more(tmp_path: Path) -> N
         words = [sys.executable, "-I", "-S", "-c", _TRACE, str(tmp_path / f"fifo{number}"), _CRUN]
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=10)
         assert done.returncode == 0, done.stderr
-        code, _, told = done.stdout.partition(" ")
-        assert (code, json.loads(told)) == ("5", [200_000, True, "0"])
+        code, _, output = done.stdout.partition(" ")
+        assert (code, json.loads(output)) == ("5", [200_000, True, "0"])
 
 
 def test_program_that_ends_before_it_reads_is_waited_for(tmp_path: Path) -> None:

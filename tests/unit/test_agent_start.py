@@ -26,7 +26,7 @@ from tests.support.patience import patience, wait_until
 
 
 class FakeReaper:
-    """Records what the process executes whenever somebody holds its pid, as for a signal."""
+    """Records the program that the process executes each time that its pid is held, as for a signal."""
 
     def __init__(self) -> None:
         self.held: list[str] = []
@@ -38,7 +38,7 @@ class FakeReaper:
 
 
 class FakeCrun:
-    """Starts at once, as crun does, which does not wait for the program."""
+    """Returns at once, as crun does, which does not wait for the program."""
 
     def __init__(self, directory: str, reaper: FakeReaper) -> None:
         self.directory, self.reaper = directory, reaper
@@ -83,82 +83,83 @@ class Started:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Iterator[Started]:
+def started(tmp_path: Path) -> Iterator[Started]:
     started = Started(tmp_path)
     yield started
     started.program.kill()
     started.program.communicate()
 
 
-def test_signal_during_a_start_is_for_the_program(made: Started) -> None:
-    """The host has the container as running: the signal would end a hook, or be lost."""
-    with made.starting():
-        kill = threading.Thread(target=made.container.signal, args=(made.first, signal.SIGTERM))
+def test_signal_during_a_start_reaches_the_program(started: Started) -> None:
+    """For the host the container is running already. Otherwise the signal would end a hook, or be lost."""
+    with started.starting():
+        kill = threading.Thread(target=started.container.signal, args=(started.first, signal.SIGTERM))
         kill.start()
-        time.sleep(0.1)  # without the wait it has been sent by then
-        assert made.reaper.held == []
-        made.execute()
+        time.sleep(0.1)  # without the wait it would have been sent by now
+        assert started.reaper.held == []
+        started.execute()
         kill.join(patience(5))
-    assert made.reaper.held == ["sleep"]
-    assert made.program.wait(patience(5)) == -signal.SIGTERM
+    assert started.reaper.held == ["sleep"]
+    assert started.program.wait(patience(5)) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("number", handlers.NEVER_LOST)
-def test_signal_that_needs_no_handler_does_not_wait_for_the_program(made: Started, number: int) -> None:
-    with made.starting():
-        shell = made.executes()
-        made.container.signal(made.first, number)
-        assert made.reaper.held == [shell]
-        made.program.send_signal(signal.SIGCONT)
+def test_signal_that_needs_no_handler_does_not_wait_for_the_program(started: Started, number: int) -> None:
+    with started.starting():
+        shell = started.executes()
+        started.container.signal(started.first, number)
+        assert started.reaper.held == [shell]
+        started.program.send_signal(signal.SIGCONT)
         if number != signal.SIGKILL:
-            made.execute()
+            started.execute()
         else:
-            made.program.wait(patience(5))
-            made.first.pid = 0  # as the reaper does
+            started.program.wait(patience(5))
+            started.first.pid = 0  # as the reaper does
 
 
-def test_start_returns_when_the_program_is_executed(made: Started) -> None:
-    with made.starting() as thread:
+def test_start_returns_when_the_program_is_executed(started: Started) -> None:
+    with started.starting() as thread:
         time.sleep(0.1)
         assert thread.is_alive()
-        assert not made.container.started
-        made.execute()
-    assert made.container.started
-    assert made.executes() == "sleep"
+        assert not started.container.started
+        started.execute()
+    assert started.container.started
+    assert started.executes() == "sleep"
 
 
-def test_start_does_not_wait_for_ever_for_hooks_in_the_container(
-    made: Started, monkeypatch: pytest.MonkeyPatch
+def test_start_waits_a_limited_time_for_hooks_in_the_container(
+    started: Started, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """runc waits for none. Then the container is started: it can be signalled, and its program comes later."""
+    """runc does not wait for hooks either. The container then counts as started: it can be signalled before its program
+    runs."""
     monkeypatch.setattr(module, "_EXECUTE_SECONDS", 0.2)
     began = time.monotonic()
-    with made.starting():
+    with started.starting():
         pass
     assert time.monotonic() - began >= 0.2
-    assert made.container.started
-    assert made.executes() != "sleep"
-    made.execute()
-    wait_until(lambda: made.executes() == "sleep")
-    made.container.signal(made.first, signal.SIGTERM)
-    assert made.program.wait(patience(5)) == -signal.SIGTERM
+    assert started.container.started
+    assert started.executes() != "sleep"
+    started.execute()
+    wait_until(lambda: started.executes() == "sleep")
+    started.container.signal(started.first, signal.SIGTERM)
+    assert started.program.wait(patience(5)) == -signal.SIGTERM
 
 
 def test_host_waits_longer_for_a_start_than_the_agent_for_the_program() -> None:
     assert module._EXECUTE_SECONDS + 10 < sandbox._LEAST_CALL_SECONDS
 
 
-def test_start_that_fails_holds_up_no_signal(made: Started, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_start_does_not_delay_signals(started: Started, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_name: str) -> None:
         raise VmError("crun: no")
 
-    monkeypatch.setattr(made.crun, "start", fail)
+    monkeypatch.setattr(started.crun, "start", fail)
     with pytest.raises(VmError, match="crun: no"):
-        made.container.start()
+        started.container.start()
     began = time.monotonic()
-    made.container.signal(made.first, signal.SIGTERM)
+    started.container.signal(started.first, signal.SIGTERM)
     assert time.monotonic() - began < handlers.SECONDS
-    assert made.program.wait(patience(5)) == -signal.SIGTERM
+    assert started.program.wait(patience(5)) == -signal.SIGTERM
 
 
 def test_sockets_are_bound_to_paths_of_any_length(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Mounts of the host below what is shared, in the guest."""
+"""Mounts of the host below shared directories, handled in the guest."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TABLE = """\
 """
 
 
-def test_release_unmounts_what_is_below_a_directory_from_the_inside_out(tmp_path: Path) -> None:
+def test_release_unmounts_from_the_innermost_mount_outwards(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text(TABLE)
     unmounted: list[str] = []
 
@@ -36,14 +36,14 @@ def test_release_without_a_table_does_nothing(tmp_path: Path) -> None:
     submounts.release("/run/hawse/share/c1", mountinfo=f"{tmp_path}/none")
 
 
-def test_look_at_opens_directories_and_ignores_what_is_none(tmp_path: Path) -> None:
+def test_look_at_opens_directories_and_ignores_other_files(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "inner").mkdir()
     submounts.look_at(str(tmp_path), ["none", "file", "inner"])
 
 
 def test_look_at_follows_no_symbolic_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container may have put one into a volume: the guest would mount, or wait for, what it points to."""
+    """A container may have created the link in a volume: the guest would mount, or wait for, the target of the link."""
     share, outside = tmp_path / "share", tmp_path / "outside"
     (share / "inner" / "deep").mkdir(parents=True)
     (outside / "deep").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Waiting for what the kernel announces: the look decides, events only say when to look."""
+"""Waiting for devices that the kernel announces: a check of sysfs decides, uevents only trigger the next check."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from hawse.agent.system.uevents import Uevents
 
 @pytest.fixture
 def uevents() -> Iterator[Uevents]:
-    made = Uevents()
-    yield made
-    made.close()
+    events = Uevents()
+    yield events
+    events.close()
 
 
-def test_what_is_there_is_not_waited_for(uevents: Uevents) -> None:
+def test_existing_device_is_not_awaited(uevents: Uevents) -> None:
     assert uevents.wait_until(lambda: True, deadline=0)
 
 
-def test_a_look_after_the_deadline_is_the_last(uevents: Uevents) -> None:
+def test_check_after_the_deadline_is_the_last(uevents: Uevents) -> None:
     looks: list[int] = []
 
     def look() -> bool:
@@ -34,13 +34,13 @@ def test_a_look_after_the_deadline_is_the_last(uevents: Uevents) -> None:
     assert looks == [1]
 
 
-def test_it_is_looked_at_again_without_an_event(uevents: Uevents) -> None:
+def test_check_is_repeated_without_an_event(uevents: Uevents) -> None:
     """Events get lost when the socket overflows."""
     looks = iter((False, False, True))
     assert uevents.wait_until(lambda: next(looks), deadline=time.monotonic() + 20)
 
 
-def test_an_event_during_a_look_has_it_looked_at_again_at_once(uevents: Uevents) -> None:
+def test_event_during_a_check_causes_another_check_at_once(uevents: Uevents) -> None:
     looks = 0
 
     def look() -> bool:
@@ -53,8 +53,9 @@ def test_an_event_during_a_look_has_it_looked_at_again_at_once(uevents: Uevents)
     assert uevents.wait_until(look, deadline=time.monotonic() + 20)
 
 
-def test_a_waiter_is_woken_by_the_kernels_event(uevents: Uevents) -> None:
-    """Writing to a device's uevent file has the kernel announce it again (Documentation/ABI/testing/sysfs-uevent)."""
+def test_waiter_is_woken_by_an_event_of_the_kernel(uevents: Uevents) -> None:
+    """A write to a device's uevent file makes the kernel announce the device again
+    (Documentation/ABI/testing/sysfs-uevent)."""
     path = "/sys/class/net/lo/uevent"
     if not os.access(path, os.W_OK):
         pytest.skip("events cannot be made here")

@@ -1,4 +1,4 @@
-"""The host's cgroups above a sandbox: what they allow, and what is said where that is less than the machine needs."""
+"""The host's cgroups above a sandbox: their limits, and errors and warnings if these are below the VM's needs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cgroups(tmp_path: Path) -> Cgroups:
     return Cgroups(tmp_path)
 
 
-def test_without_limits_all_is_allowed(cgroups: Cgroups) -> None:
+def test_no_limits_without_limits_above(cgroups: Cgroups) -> None:
     cgroups.write("two/kubepods/memory.max", "max")
     cgroups.write("two/kubepods/pids.max", "max")
     cgroups.write("two/kubepods/cpu.max", "max 100000")
@@ -66,24 +66,24 @@ def test_without_limits_all_is_allowed(cgroups: Cgroups) -> None:
         ("two/kubepods/pod/cpu.max", "10000 100000", "cpus", 0.1),
     ],
 )
-def test_each_cgroup_above_counts(cgroups: Cgroups, file: str, text: str, field: str, value: float) -> None:
+def test_limit_of_each_cgroup_above_applies(cgroups: Cgroups, file: str, text: str, field: str, value: float) -> None:
     path = cgroups.write(file, text)
     assert cgroups.read("/kubepods/pod/c1") == Allowed(**{field: Limit(path, value)})
     cgroups.write(file, "nonsense")
     assert cgroups.read("/kubepods/pod/c1") == Allowed()
 
 
-def test_the_least_limit_counts(cgroups: Cgroups) -> None:
+def test_smallest_limit_applies(cgroups: Cgroups) -> None:
     cgroups.write("memory/kubepods/memory.limit_in_bytes", "3000")
     path = cgroups.write("memory/kubepods/pod/memory.limit_in_bytes", "2000")
     cgroups.write("two/kubepods/memory.max", "2500")
-    # hawse sets that of the sandbox itself, and others are not above it.
+    # hawse itself sets the cgroup of the sandbox; cgroups elsewhere in the tree do not limit it.
     cgroups.write("memory/kubepods/pod/c1/memory.limit_in_bytes", "1000")
     cgroups.write("memory/other/memory.limit_in_bytes", "1000")
     assert cgroups.read("/kubepods/pod/c1") == Allowed(memory=Limit(path, 2000))
 
 
-def test_a_quota_of_version_1_is_by_the_period_beside_it(cgroups: Cgroups) -> None:
+def test_quota_of_version_1_is_divided_by_its_period(cgroups: Cgroups) -> None:
     path = cgroups.write("cpu/a/cpu.cfs_quota_us", "5000")
     cgroups.write("cpu/a/cpu.cfs_period_us", "50000")
     assert cgroups.read("/a/c1") == Allowed(cpus=Limit(path, 0.1))
@@ -91,23 +91,23 @@ def test_a_quota_of_version_1_is_by_the_period_beside_it(cgroups: Cgroups) -> No
     assert cgroups.read("/a/c1") == Allowed()
 
 
-def test_a_sandbox_without_a_path_stays_where_the_command_is(cgroups: Cgroups) -> None:
-    """Its own cgroup counts there."""
+def test_sandbox_without_a_path_is_in_the_cgroup_of_the_command(cgroups: Cgroups) -> None:
+    """Its own cgroup counts as well."""
     path = cgroups.write("memory/system/engine/memory.limit_in_bytes", "2000")
     tasks = cgroups.write("two/system/engine/pids.max", "7")
     cgroups.write("cpu/user/1/cpu.cfs_quota_us", "5000")
     cgroups.write("cpu/user/1/cpu.cfs_period_us", "50000")
-    found = cgroups.read("")
-    assert (found.memory, found.tasks, found.cpus is not None) == (Limit(path, 2000), Limit(tasks, 7), True)
-    # One that is not below the root of this process's cgroup namespace cannot be found.
+    limits = cgroups.read("")
+    assert (limits.memory, limits.tasks, limits.cpus is not None) == (Limit(path, 2000), Limit(tasks, 7), True)
+    # A cgroup outside of the root of this process's cgroup namespace cannot be found.
     Path(cgroups.own).write_text("2:memory:/../../x\n0::/\n")
     assert cgroups.read("") == Allowed()
 
 
-def test_the_lowest_comes_first_and_the_root_last(cgroups: Cgroups) -> None:
-    found = [directory for _, directory in above("/a/b", mountinfo=cgroups.mountinfo, own=cgroups.own)]
-    assert found[:3] == [f"{cgroups.directory}/memory{below}" for below in ("/a/b", "/a", "")]
-    assert len(found) == 9
+def test_cgroups_are_ordered_from_the_lowest_to_the_root(cgroups: Cgroups) -> None:
+    directories = [directory for _, directory in above("/a/b", mountinfo=cgroups.mountinfo, own=cgroups.own)]
+    assert directories[:3] == [f"{cgroups.directory}/memory{below}" for below in ("/a/b", "/a", "")]
+    assert len(directories) == 9
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_the_lowest_comes_first_and_the_root_last(cgroups: Cgroups) -> None:
         ),
     ],
 )
-def test_what_would_fail_for_certain_is_refused(allowed: Allowed, words: str) -> None:
+def test_limit_that_the_vm_certainly_exceeds_is_refused(allowed: Allowed, words: str) -> None:
     with pytest.raises(HostError) as caught:
         check(allowed, NEEDS)
     assert caught.value.sentence().startswith(words)
@@ -149,10 +149,10 @@ def test_what_would_fail_for_certain_is_refused(allowed: Allowed, words: str) ->
         (Allowed(tasks=Limit("/c/pids.max", 30)), []),
     ],
 )
-def test_what_may_fail_later_is_warned_of(allowed: Allowed, words: list[str]) -> None:
-    found = check(allowed, NEEDS)
-    assert [text[: len(word)] for text, word in zip(found, words, strict=True)] == words
-    assert all(" [" in text and text.endswith("]") for text in found), "no remedy"
+def test_limit_that_the_vm_may_exceed_is_a_warning(allowed: Allowed, words: list[str]) -> None:
+    warnings = check(allowed, NEEDS)
+    assert [text[: len(word)] for text, word in zip(warnings, words, strict=True)] == words
+    assert all(" [" in text and text.endswith("]") for text in warnings), "no remedy"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,9 @@ def test_what_may_fail_later_is_warned_of(allowed: Allowed, words: list[str]) ->
         ("memory", "4:memory:/user/1\n0::/../elsewhere\n", "/"),
     ],
 )
-def test_default_cgroup_is_below_or_beside_the_callers(tmp_path: Path, controllers: str, own: str, parent: str) -> None:
+def test_default_cgroup_is_below_or_next_to_that_of_the_caller(
+    tmp_path: Path, controllers: str, own: str, parent: str
+) -> None:
     (tmp_path / "own").write_text(own)
     (tmp_path / "mountinfo").write_text(
         f"30 1 0:1 / /cgroup/one rw - cgroup cgroup rw,{controllers}\n32 1 0:3 / /cgroup/two rw - cgroup2 cgroup2 rw\n"

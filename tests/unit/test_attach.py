@@ -29,24 +29,24 @@ def spare(name: str, bus: int) -> Port:
 
 def entry(group: int, **more: Any) -> dict[str, Any]:
     """The monitor's data about a function."""
-    found = {"device": "emulated edu", "host": {"address": "", "group": group}, "nodes": [f"/dev/vfio/{group}"]}
-    return found | {"guest": {"address": "0000:01:00.0"}} | more
+    entry = {"device": "emulated edu", "host": {"address": "", "group": group}, "nodes": [f"/dev/vfio/{group}"]}
+    return entry | {"guest": {"address": "0000:01:00.0"}} | more
 
 
 @pytest.fixture
 def hawse(tmp_path: Path) -> Command:
     host = Ready(str(tmp_path))
-    made = Command(str(tmp_path))
-    made.configure(host.config(more=EMULATED))
-    return made
+    command = Command(str(tmp_path))
+    command.configure(host.config(more=EMULATED))
+    return command
 
 
 @pytest.fixture
 def monitor(hawse: Command) -> Iterator[FakeMonitor]:
     room = msgspec.to_builtins(Room(spares=[spare("port1", 1), spare("port2", 2)]))
     answers = {"room": room, "wants_files": False, "attach": lambda params: [entry(params["plugs"][0]["group"])]}
-    with FakeMonitor(hawse.store("c1"), answers) as made:
-        yield made
+    with FakeMonitor(hawse.store("c1"), answers) as monitor:
+        yield monitor
 
 
 def sent(monitor: FakeMonitor, method: str) -> list[dict[str, Any]]:
@@ -67,10 +67,10 @@ def test_groups_get_different_ports(hawse: Command, monitor: FakeMonitor) -> Non
     assert (first["mode"], first["uid"], first["gid"]) == (0o666, 0, 0)
 
 
-def test_devices_that_the_configuration_does_not_allow_are_not_even_bound(
+def test_devices_that_the_configuration_does_not_allow_are_not_bound(
     hawse: Command, monitor: FakeMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver is the one that it has then: hawse would give it another."""
+    """hawse would replace the driver that the functions have before."""
     nic = Function(address="0000:81:00.0", vendor=0x8086, device=0x10D3, class_code=0x020000, driver="ixgbe", bars=())
     taken: list[object] = []
     monkeypatch.setattr(attach, "find_groups", lambda *_: [HostGroup(9, (nic,))])
@@ -85,7 +85,7 @@ def test_devices_that_the_configuration_does_not_allow_are_not_even_bound(
 
 
 @pytest.mark.parametrize("accepted", [False, True])
-def test_a_group_that_nothing_can_reset_is_bound_only_where_that_is_accepted(
+def test_group_that_nothing_can_reset_is_bound_only_if_the_risk_is_accepted(
     hawse: Command, monitor: FakeMonitor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepted: bool
 ) -> None:
     nic = Function(
@@ -108,15 +108,15 @@ def test_a_group_that_nothing_can_reset_is_bound_only_where_that_is_accepted(
     assert monitor.calls == []
 
 
-@pytest.mark.parametrize("wanted", [False, True])
-def test_device_files_are_for_containers_that_have_the_interface(
-    hawse: Command, monitor: FakeMonitor, wanted: bool
+@pytest.mark.parametrize("expected", [False, True])
+def test_device_files_are_added_only_to_containers_with_dev_iommu(
+    hawse: Command, monitor: FakeMonitor, expected: bool
 ) -> None:
-    monitor.answers["wants_files"] = wanted
+    monitor.answers["wants_files"] = expected
     assert hawse("attach", "c1", "5").code == 0
     [call] = sent(monitor, "attach")
     files = [(node["path"], node["is_file"]) for node in call["nodes"]]
-    assert files == [("/dev/vfio/5", False), *([("/dev/vfio/devices/vfio5", True)] if wanted else [])]
+    assert files == [("/dev/vfio/5", False), *([("/dev/vfio/devices/vfio5", True)] if expected else [])]
 
 
 def test_group_of_another_container_is_shared(hawse: Command, monitor: FakeMonitor) -> None:
@@ -127,13 +127,13 @@ def test_group_of_another_container_is_shared(hawse: Command, monitor: FakeMonit
     assert sent(monitor, "attach")[1]["plugs"] == [plug | {"shared": True}]
 
 
-def test_json_is_what_the_monitor_tells(hawse: Command, monitor: FakeMonitor) -> None:
+def test_json_contains_the_answer_of_the_monitor(hawse: Command, monitor: FakeMonitor) -> None:
     done = hawse("attach", "--format", "json", "c1", "5")
     assert json.loads(done.output) == [entry(5)]
     assert len(monitor.calls) == 3
 
 
-def test_without_a_free_port_nothing_is_attached(hawse: Command, monitor: FakeMonitor) -> None:
+def test_no_group_is_attached_without_enough_free_ports(hawse: Command, monitor: FakeMonitor) -> None:
     monitor.answers["room"] = {"spares": [msgspec.to_builtins(spare("port1", 1))]}
     assert hawse("attach", "c1", "5", "7").code == 1
     assert sent(monitor, "attach") == []
@@ -166,7 +166,7 @@ def test_failure_of_one_group_detaches_the_others(
         ({"annotations": {"hawse.device-mode": "other"}}, ["5"], "annotations: hawse.device-mode"),
     ],
 )
-def test_what_cannot_be_attached_is_found_before_anything_is_done(
+def test_group_that_cannot_be_attached_is_refused_before_any_change(
     hawse: Command, monitor: FakeMonitor, state: dict[str, Any], targets: list[str], error: str
 ) -> None:
     monitor.change(**state)
@@ -180,13 +180,14 @@ def test_what_cannot_be_attached_is_found_before_anything_is_done(
 def test_container_without_options_of_its_own(
     hawse: Command, monitor: FakeMonitor, annotations: dict[str, str] | None
 ) -> None:
-    """hawse.guest-devices is the monitor's note in the state, and no option. A paused container takes devices, too."""
+    """hawse.guest-devices is the monitor's note in the state and not an option. Devices can be attached to a paused
+    container."""
     monitor.change(annotations=annotations, status=PAUSED)
     assert hawse("attach", "c1", "5").code == 0
 
 
 class TestDetach:
-    """By number or by address."""
+    """Targets are groups by number or functions by address."""
 
     def test_groups_are_detached_in_their_order(self, hawse: Command, monitor: FakeMonitor) -> None:
         monitor.change(vfio=[entry(5), entry(8) | {"host": {"address": "0000:3b:00.0", "group": 8}}])
@@ -219,7 +220,7 @@ class TestDetach:
             ({"address": "ffff:3b:00.0", "group": 8}, "01:00.0", "ffff:3b:00.0"),
         ],
     )
-    def test_address_in_the_guest_is_refused_with_the_one_on_the_host(
+    def test_address_in_the_guest_is_refused_with_the_address_on_the_host(
         self, hawse: Command, monitor: FakeMonitor, verb: str, host: dict[str, Any], target: str, words: str
     ) -> None:
         """Nothing is changed, not even for the targets before it."""
@@ -231,7 +232,7 @@ class TestDetach:
         )
         assert (done.code, monitor.calls) == (1, [])
 
-    def test_group_that_is_in_use_stays(self, hawse: Command, monitor: FakeMonitor) -> None:
+    def test_group_in_use_is_not_detached(self, hawse: Command, monitor: FakeMonitor) -> None:
         monitor.answers["detach"] = DeviceError("group 5 is in use")
         done = hawse("detach", "c1", "5", "7")
         assert done.errors == "hawse: group 5 is in use\n"

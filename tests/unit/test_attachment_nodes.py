@@ -1,4 +1,4 @@
-"""Nodes of attached groups, answers of the guest at the limits of what is believed, and ports at the limits of a VM."""
+"""Nodes of attached groups, limits of the answers that are accepted from the guest, and limits of a VM's ports."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ IOMMU = file_node(None, path="/dev/iommu", major=10, minor=126)
 
 
 class Machine:
-    """The attachments of a container in a VM that runs."""
+    """The attachments of a container in a running VM."""
 
-    def __init__(self, made: ContainerPlan, *answers: dict[str, Any], **others: Any) -> None:
+    def __init__(self, container_plan: ContainerPlan, *answers: dict[str, Any], **others: Any) -> None:
         bound = list(answers) if len(answers) > 1 else answers[0]
         self.qmp, self.claims = FakeQmp(), Claims(plan().ports)
         self.link = FakeLink({"bind_vfio": bound, "add_nodes": None, "remove_nodes": None} | others)
-        self.attachments = Attachments(made, self.claims, seconds=1.0)
+        self.attachments = Attachments(container_plan, self.claims, seconds=1.0)
 
     async def begin(self) -> None:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
@@ -49,33 +49,33 @@ def device_file(number: int, device: str, *, group: int = 5) -> VfioNode:
 )
 def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[VfioNode], wants: bool) -> None:
     async def story() -> None:
-        made = Machine(replace(plan().container, nodes=nodes), FILES)
-        await made.begin()
-        assert made.attachments.wants_files == wants
-        await made.attachments.attach(wanted(EDU, made.claims.spares))
-        paths = [node["path"] for node in made.link.calls[-1][1]["nodes"]]
+        machine = Machine(replace(plan().container, nodes=nodes), FILES)
+        await machine.begin()
+        assert machine.attachments.wants_files == wants
+        await machine.attachments.attach(wanted(EDU, machine.claims.spares))
+        paths = [node["path"] for node in machine.link.calls[-1][1]["nodes"]]
         assert ("/dev/iommu" in paths) == wants
-        assert made.link.seconds["add_nodes"] == 61
+        assert machine.link.seconds["add_nodes"] == 61
 
     virtual_time.run(story())
 
 
 def test_nodes_of_a_detached_group_are_forgotten() -> None:
-    """The group can come back under another path, and a node that is named twice exists once."""
+    """The group can be attached again at another path; a node that is named twice exists once."""
 
     async def story() -> None:
-        made = Machine(plan().container, FILES)
-        await made.begin()
-        [entry] = await made.attachments.attach(wanted(EDU, made.claims.spares))
+        machine = Machine(plan().container, FILES)
+        await machine.begin()
+        [entry] = await machine.attachments.attach(wanted(EDU, machine.claims.spares))
         assert entry["nodes"] == ["/dev/vfio/3", "/dev/vfio/5"]
-        await made.attachments.detach(5, force=False)
-        assert made.link.calls[-1][1]["devices"] == []
-        more = wanted(EDU, made.claims.spares)
+        await machine.attachments.detach(5, force=False)
+        assert machine.link.calls[-1][1]["devices"] == []
+        more = wanted(EDU, machine.claims.spares)
         [node] = more.nodes
         other = replace(node, path="/dev/vfio/x")
-        [entry] = await made.attachments.attach(replace(more, nodes=[other, other]))
+        [entry] = await machine.attachments.attach(replace(more, nodes=[other, other]))
         assert list(dict.fromkeys(entry["nodes"])) == ["/dev/vfio/3", "/dev/vfio/x"]
-        assert made.link.calls[-1][1]["devices"] == [entry]
+        assert machine.link.calls[-1][1]["devices"] == [entry]
 
     virtual_time.run(story())
 
@@ -86,59 +86,59 @@ def test_detach_reports_the_devices_that_are_left() -> None:
         groups = plan(EDU, other).container
         nodes = [*groups.nodes, IOMMU, *(device_file(n, f"vfio-{n}-0", group=n) for n in (5, 9))]
         both = replace(groups, nodes=nodes)
-        made = Machine(both, FILES, FILES | {"group": 4, "file": {"number": 1, "major": 509, "minor": 5}})
-        await made.begin()
-        await made.attachments.detach(5, force=True)
-        call = made.link.calls[-1][1]
-        assert made.link.seconds["remove_nodes"] == 61, "the guest may take a second"
+        machine = Machine(both, FILES, FILES | {"group": 4, "file": {"number": 1, "major": 509, "minor": 5}})
+        await machine.begin()
+        await machine.attachments.detach(5, force=True)
+        call = machine.link.calls[-1][1]
+        assert machine.link.seconds["remove_nodes"] == 61, "the guest may take a second"
         assert (call["force"], call["group"], call["seconds"], call["container"]) == (True, 3, 1.0, "c1")
         assert [entry["host"]["group"] for entry in call["devices"]] == [9]
-        assert [entry["host"]["group"] for entry in made.attachments.seen()] == [9]
-        assert made.attachments.seen()[0]["nodes"][-2:] == ["/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio9"]
-        assert [node.path for node in made.attachments.guest_nodes()] == [
+        assert [entry["host"]["group"] for entry in machine.attachments.seen()] == [9]
+        assert machine.attachments.seen()[0]["nodes"][-2:] == ["/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio9"]
+        assert [node.path for node in machine.attachments.guest_nodes()] == [
             "/dev/vfio/9", "/dev/iommu", "/dev/vfio/devices/vfio9"
         ]  # fmt: skip
         with pytest.raises(Exception, match="group 5 is not attached") as caught:
-            await made.attachments.detach(5, force=False)
+            await machine.attachments.detach(5, force=False)
         assert getattr(caught.value, "hint", "") == "attached: 9"
-        await made.attachments.end()
-        assert (made.qmp.plugged, made.attachments.seen(), len(made.claims.spares)) == (set(), [], 4)
+        await machine.attachments.end()
+        assert (machine.qmp.plugged, machine.attachments.seen(), len(machine.claims.spares)) == (set(), [], 4)
 
     virtual_time.run(story())
 
 
 def test_end_before_the_creation_releases_the_ports() -> None:
     async def story() -> None:
-        made = Machine(plan(EDU).container, BOUND)
-        assert len(made.claims.spares) == 3
-        await made.attachments.end()
-        assert (made.qmp.commands, len(made.claims.spares)) == ([], 4)
+        machine = Machine(plan(EDU).container, BOUND)
+        assert len(machine.claims.spares) == 3
+        await machine.attachments.end()
+        assert (machine.qmp.commands, len(machine.claims.spares)) == ([], 4)
 
     virtual_time.run(story())
 
 
 @pytest.mark.parametrize("call", ["detach", "end", "attach"])
 def test_device_that_stays_keeps_its_port(call: str) -> None:
-    """The container is gone from the claims, the port is not: QEMU has something in it."""
+    """The container no longer claims the device, but its port stays in use: QEMU still has the device."""
 
     async def story() -> None:
         groups = [] if call == "attach" else [EDU]
-        made = Machine(plan(*groups).container, BOUND, add_nodes=VmError("agent: no"))
-        made.qmp = FakeQmp(patience=10**9)
-        await made.begin()
+        machine = Machine(plan(*groups).container, BOUND, add_nodes=VmError("agent: no"))
+        machine.qmp = FakeQmp(patience=10**9)
+        await machine.begin()
         words = (
             "agent: no" if call == "attach" else "emulated edu of group 5: the guest does not let go of it within 1 s"
         )
         with pytest.raises((DeviceError, VmError), match=words):
             if call == "detach":
-                await made.attachments.detach(5, force=False)
+                await machine.attachments.detach(5, force=False)
             elif call == "end":
-                await made.attachments.end()
+                await machine.attachments.end()
             else:
-                await made.attachments.attach(wanted(EDU, made.claims.spares))
-        assert made.qmp.plugged == {"vfio-5-0"}
-        assert len(made.claims.spares) == 3
-        assert [plug.group for plug in made.claims.plugs] == ([5] if call == "detach" else [])
+                await machine.attachments.attach(wanted(EDU, machine.claims.spares))
+        assert machine.qmp.plugged == {"vfio-5-0"}
+        assert len(machine.claims.spares) == 3
+        assert [plug.group for plug in machine.claims.plugs] == ([5] if call == "detach" else [])
 
     virtual_time.run(story())
 
@@ -170,17 +170,17 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
 def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str) -> None:
     async def story() -> None:
         answer = BOUND | changes
-        made = Machine(replace(plan(EDU).container, nodes=[IOMMU]), answer)
+        machine = Machine(replace(plan(EDU).container, nodes=[IOMMU]), answer)
         if refusal:
             with pytest.raises(VmError) as caught:
-                await made.begin()
+                await machine.begin()
             assert caught.value.message == f"the guest's answer to bind_vfio is unusable: {refusal}"
             assert caught.value.hint
             return
-        await made.begin()
-        assert made.attachments.seen()[0]["guest"]["group"] == answer["group"]
-        [node] = made.attachments.guest_nodes()
-        assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest's kernel has no device files"
+        await machine.begin()
+        assert machine.attachments.seen()[0]["guest"]["group"] == answer["group"]
+        [node] = machine.attachments.guest_nodes()
+        assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest kernel has no device files"
         assert node.guest_numbers is None
 
     virtual_time.run(story())
@@ -213,10 +213,12 @@ def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
             for n in (12, 13)
         ]
         steps = plug_steps(groups, plan_ports([shape(group) for group in groups]).slots, owner="c1")
-        there, none = BOUND | {"bars": [MIB]}, BOUND | {"group": 4, "bars": [0]}
-        link = FakeLink({"bind_vfio": [there, there, none, none, *[none | {"bars": [MIB]}] * 2], "rescan_bridge": None})
-        found, _ = await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
-        assert found == {12: GuestGroup(3, 511, 0), 13: GuestGroup(4, 511, 0)}
+        placed, none = BOUND | {"bars": [MIB]}, BOUND | {"group": 4, "bars": [0]}
+        link = FakeLink(
+            {"bind_vfio": [placed, placed, none, none, *[none | {"bars": [MIB]}] * 2], "rescan_bridge": None}
+        )
+        read_bars, _ = await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+        assert read_bars == {12: GuestGroup(3, 511, 0), 13: GuestGroup(4, 511, 0)}
         again = steps[2].guest_address
         assert [params for method, params in link.calls if method == "rescan_bridge"] == [{"address": again}]
         bound = [params["address"] for method, params in link.calls if method == "bind_vfio"]
@@ -226,7 +228,7 @@ def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
 
 
 def test_release_at_the_end_of_the_vm_ignores_what_stays() -> None:
-    """What the guest keeps goes with QEMU, and a QEMU that does not answer is no error then."""
+    """Devices that the guest keeps end with QEMU. A QEMU that does not answer is not an error then."""
 
     async def story() -> None:
         for patience, left in ((1, set()), (9, {"vfio-5-0"})):
@@ -241,9 +243,9 @@ def test_release_at_the_end_of_the_vm_ignores_what_stays() -> None:
 
 def test_all_ports_can_be_taken() -> None:
     groups = [EmulatedGroup(number, ("edu",)) for number in range(1, 6)]
-    made = plan(*groups[:4])
-    claims = Claims(made.ports)
-    plugs = made.container.plugs
+    planned = plan(*groups[:4])
+    claims = Claims(planned.ports)
+    plugs = planned.container.plugs
     claims.claim(plugs, owner="c1")
     assert claims.spares == []
     assert claims.take_port() is None

@@ -1,4 +1,4 @@
-"""Attaching and detaching when something goes wrong at each step: nothing stays plugged that nobody knows of."""
+"""Attaching and detaching with a failure at each step: no device stays plugged without a record."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tests.support.plans import changed
 
 
 class Sandbox:
-    """Attachments of a sandbox that runs, with the ends that a test chooses."""
+    """The attachments of a running sandbox, with a QEMU and a guest that a test chooses."""
 
     def __init__(self, qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, seconds: float = 1.0) -> None:
         self.qmp = qmp
         self.link = FakeLink({"bind_vfio": BOUND, "add_nodes": None, "remove_nodes": None} | answers)
-        made = plan(*groups, seconds=seconds)
-        self.claims = Claims(made.ports)
-        self.attachments = Attachments(made.container, self.claims, seconds=seconds)
+        planned = plan(*groups, seconds=seconds)
+        self.claims = Claims(planned.ports)
+        self.attachments = Attachments(planned.container, self.claims, seconds=seconds)
 
     async def begin(self) -> None:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
@@ -44,17 +44,17 @@ class Sandbox:
 
 
 def live(path: str, major: int, minor: int, mode: int, uid: int, gid: int) -> dict[str, Any]:
-    """A node in the calls add_nodes and remove_nodes."""
+    """A node, as in the parameters of the calls add_nodes and remove_nodes."""
     return {"path": path, "major": major, "minor": minor, "mode": mode, "uid": uid, "gid": gid}
 
 
 def fails_at(number: int, error: HawseError) -> Any:
-    """The answer to the commands: the one of that number fails."""
+    """The answers to the commands; the command with that number fails."""
     count = iter(range(1000))
     return lambda _command, _arguments: error if next(count) == number else None
 
 
-def test_a_group_comes_and_goes() -> None:
+def test_group_is_attached_and_detached() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {})
         await box.begin()
@@ -77,7 +77,7 @@ def test_a_group_comes_and_goes() -> None:
     ("number", "error"),
     [(n, kind("netdev_add: no")) for n in range(4) for kind in (RefusedError, VmError)],
 )
-def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseError) -> None:
+def test_failed_command_undoes_earlier_commands(number: int, error: HawseError) -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(refuse=fails_at(number, error)), {})
         await box.begin()
@@ -102,7 +102,7 @@ def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseEr
         ({"add_nodes": VmError("the agent in the guest did not answer")}, "did not answer"),
     ],
 )
-def test_a_guest_that_fails_has_the_group_taken_back(answers: dict[str, Any], words: str) -> None:
+def test_group_is_unplugged_if_the_guest_fails(answers: dict[str, Any], words: str) -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), answers)
         await box.begin()
@@ -113,8 +113,8 @@ def test_a_guest_that_fails_has_the_group_taken_back(answers: dict[str, Any], wo
     virtual_time.run(story())
 
 
-def test_a_device_that_is_unplugged_as_it_is_plugged_is_a_failure() -> None:
-    """A guest took the hotplug's signal for an unplug's: nobody waits for a device that is gone."""
+def test_device_that_is_unplugged_during_its_hotplug_is_an_error() -> None:
+    """A guest took the signal of the hotplug for that of an unplug. The monitor does not wait for a removed device."""
 
     async def story() -> None:
         qmp = FakeQmp()
@@ -146,10 +146,10 @@ def test_detach_asks_the_guest_again_until_its_deadline(patience: int, seconds: 
         steps = plan(NICS).container.plugs
         qmp.plugged = {step.device for step in steps}
         began = asyncio.get_running_loop().time()
-        found = await hotplug.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
+        removed = await hotplug.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
         took = asyncio.get_running_loop().time() - began
         assert [command for command, _ in qmp.commands].count("device_del") == 2 * asked
-        assert len(found) == left
+        assert len(removed) == left
         backends = [] if left else ["net-vfio-7-1", "net-vfio-7-0"]
         assert [name for command, name in qmp.commands if command == "netdev_del"] == backends
         assert (seconds if left else 5 * (asked - 1)) <= took < seconds + 1
@@ -157,7 +157,7 @@ def test_detach_asks_the_guest_again_until_its_deadline(patience: int, seconds: 
     virtual_time.run(story())
 
 
-def test_a_guest_that_refuses_is_told_of_and_its_port_stays_taken() -> None:
+def test_refusal_of_the_guest_is_reported_and_the_port_stays_in_use() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(patience=10**9), {}, EDU, seconds=0.1)
         await box.begin()
@@ -170,7 +170,7 @@ def test_a_guest_that_refuses_is_told_of_and_its_port_stays_taken() -> None:
 
 
 @pytest.mark.parametrize("refusal", [DeviceError("group 3 of the guest is in use"), VmError("no answer")])
-def test_what_the_guest_does_not_give_stays_as_it_was(refusal: HawseError) -> None:
+def test_group_that_the_guest_keeps_stays_attached(refusal: HawseError) -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {"remove_nodes": refusal}, EDU)
         await box.begin()
@@ -182,8 +182,8 @@ def test_what_the_guest_does_not_give_stays_as_it_was(refusal: HawseError) -> No
     virtual_time.run(story())
 
 
-def test_groups_that_the_guest_has_made_one_of_are_refused() -> None:
-    """Who has opened one of them would have the other's devices."""
+def test_groups_that_the_guest_has_merged_are_refused() -> None:
+    """A process that has opened one of the groups would control the devices of both."""
 
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU, NICS)
@@ -195,13 +195,13 @@ def test_groups_that_the_guest_has_made_one_of_are_refused() -> None:
     virtual_time.run(story())
 
 
-def test_a_device_that_was_there_at_the_boot_is_not_plugged_and_can_be_taken_out() -> None:
+def test_cold_plugged_device_is_not_plugged_again_and_can_be_detached() -> None:
     async def story() -> None:
-        made = plan(NICS)
-        cold = [msgspec.structs.replace(step, cold=True) for step in made.container.plugs]
+        planned = plan(NICS)
+        cold = [msgspec.structs.replace(step, cold=True) for step in planned.container.plugs]
         box = Sandbox(FakeQmp(), {})
         box.qmp.plugged = {step.device for step in cold}
-        box.attachments = Attachments(changed(made, plugs=cold).container, Claims(made.ports), seconds=1)
+        box.attachments = Attachments(changed(planned, plugs=cold).container, Claims(planned.ports), seconds=1)
         await box.begin()
         assert box.qmp.commands == []
         await box.attachments.detach(7, force=False)
@@ -213,8 +213,8 @@ def test_a_device_that_was_there_at_the_boot_is_not_plugged_and_can_be_taken_out
     virtual_time.run(story())
 
 
-def test_a_groups_port_is_given_back_by_who_has_it_now() -> None:
-    """One container of a pod has detached a group that another has attached since; then the first one ends."""
+def test_port_stays_in_use_for_the_present_owner_of_the_group() -> None:
+    """A container of a pod detaches a group, another container attaches it, and then the first container ends."""
 
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
@@ -229,17 +229,17 @@ def test_a_groups_port_is_given_back_by_who_has_it_now() -> None:
     virtual_time.run(story())
 
 
-def test_a_group_of_two_containers_is_plugged_once_and_leaves_with_the_last() -> None:
-    """An init container of a pod has ended, and is still there when the next one with its device is made."""
+def test_group_of_two_containers_is_plugged_once_and_unplugged_with_the_last() -> None:
+    """An init container of a pod has ended but still exists when the next container with its device is created."""
 
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         await box.begin()
-        made = plan(EDU).container
-        made = msgspec.structs.replace(
-            made, id="c2", plugs=[msgspec.structs.replace(plug, shared=True) for plug in made.plugs]
+        container = plan(EDU).container
+        container = msgspec.structs.replace(
+            container, id="c2", plugs=[msgspec.structs.replace(plug, shared=True) for plug in container.plugs]
         )
-        second = Attachments(made, box.claims, seconds=1)
+        second = Attachments(container, box.claims, seconds=1)
         done = list(box.qmp.commands)
         await second.begin(box.qmp, box.link)  # type: ignore[arg-type]
         assert box.qmp.commands == done
@@ -247,13 +247,13 @@ def test_a_group_of_two_containers_is_plugged_once_and_leaves_with_the_last() ->
         await box.attachments.end()
         assert box.qmp.plugged == {"vfio-5-0"}
         await second.detach(5, force=False)
-        assert box.link.calls[-1][1]["group"] == 3, "nobody else has it any more: its users are looked for"
+        assert box.link.calls[-1][1]["group"] == 3, "no other container has it any more: its users are searched"
         assert (box.qmp.plugged, len(box.claims.spares)) == (set(), 4)
 
     virtual_time.run(story())
 
 
-def test_what_another_has_stays_whoever_uses_it() -> None:
+def test_group_of_another_container_stays_attached() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         await box.begin()
@@ -266,7 +266,7 @@ def test_what_another_has_stays_whoever_uses_it() -> None:
     virtual_time.run(story())
 
 
-def test_what_leaves_or_has_left_is_shared_with_nobody() -> None:
+def test_group_that_is_being_detached_is_not_shared() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         await box.begin()
@@ -283,7 +283,7 @@ def test_what_leaves_or_has_left_is_shared_with_nobody() -> None:
     virtual_time.run(story())
 
 
-def test_what_is_attached_or_is_not_is_said() -> None:
+def test_error_says_whether_a_group_is_attached() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         with pytest.raises(StateError, match="still being created"):
@@ -307,7 +307,7 @@ FILES = BOUND | {"file": FILE, "iommu": {"major": 10, "minor": 258}}
 
 
 def with_files(groups: ContainerPlan, *, iommu: bool = True) -> ContainerPlan:
-    """The plan of a container that has asked for device files, too."""
+    """The plan of a container that requests device files as well."""
     nodes = [file_node(None, path="/dev/iommu", major=10, minor=126)] if iommu else []
     for plug in groups.plugs:
         node = file_node(plug.group, path=f"/dev/vfio/devices/vfio{plug.group}", major=0, minor=plug.group)
@@ -316,7 +316,7 @@ def with_files(groups: ContainerPlan, *, iommu: bool = True) -> ContainerPlan:
 
 
 @pytest.mark.parametrize("answer", [FILES, BOUND])
-def test_device_files_are_where_the_guest_has_them(answer: dict[str, Any]) -> None:
+def test_device_files_have_the_paths_of_the_guest(answer: dict[str, Any]) -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {"bind_vfio": answer}, EDU)
         box.claims = Claims(plan().ports)
@@ -340,7 +340,7 @@ def test_device_files_are_where_the_guest_has_them(answer: dict[str, Any]) -> No
     virtual_time.run(story())
 
 
-def test_what_is_attached_brings_its_files_to_who_has_asked_for_dev_iommu() -> None:
+def test_container_with_dev_iommu_gets_device_files_of_attached_groups() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {"bind_vfio": FILES})
         assert not box.attachments.wants_files
@@ -378,7 +378,7 @@ def test_what_is_attached_brings_its_files_to_who_has_asked_for_dev_iommu() -> N
         (FILE | {"\ud800": 1}, "a name or a text is not Unicode"),
     ],
 )
-def test_a_guest_that_reports_nonsense_of_its_files_is_not_believed(file: object, refusal: str) -> None:
+def test_invalid_report_about_device_files_is_refused(file: object, refusal: str) -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(), {"bind_vfio": FILES | {"file": file}}, EDU)
         with pytest.raises(VmError) as caught:
@@ -401,7 +401,7 @@ RESCANNED = ["bind_vfio", "bind_vfio", "rescan_bridge", "bind_vfio", "bind_vfio"
         (1, [NONE], ["bind_vfio"], "0000:3b:00.0 of group 12: the guest has no room for its BAR 2 of 8388608 bytes"),
     ],
 )  # fmt: skip
-def test_a_bar_without_room_has_its_bridge_rescanned_and_is_an_error_then(
+def test_bar_without_address_space_is_an_error_after_a_rescan_of_its_bridge(
     functions: int, answers: list[Any], calls: list[str], words: str
 ) -> None:
     async def story() -> None:
@@ -418,8 +418,8 @@ def test_a_bar_without_room_has_its_bridge_rescanned_and_is_an_error_then(
 
 
 @pytest.mark.parametrize("number", range(3))
-def test_an_iommufd_goes_when_its_functions_have_gone(number: int) -> None:
-    """Whichever command fails; and with a detach."""
+def test_iommufd_is_deleted_with_its_last_function(number: int) -> None:
+    """Whichever command fails; the iommufd is also removed by a detach."""
 
     async def story() -> None:
         pair = HostGroup(12, tuple(Function(f"0000:3b:00.{n}", 1, 1, 0x020000, "vfio-pci", ()) for n in (0, 1)))

@@ -1,4 +1,4 @@
-"""By which of VFIO's interfaces QEMU has a group: what was asked for, what there is, and what is said of it."""
+"""The VFIO interface by which QEMU opens a group, group node or device file: request, support, and warnings."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PAIR = ("0000:3b:00.0", "0000:3b:00.1")
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
-    """Group 12 has two functions with a device file each."""
-    made = FakeSysfs(str(tmp_path))
+    """Group 12 with two functions, each of which has a device file."""
+    sysfs = FakeSysfs(str(tmp_path))
     for number, address in enumerate(PAIR):
-        made.function(address, group=12)
-        made.device_file(address, number + 3, 510, number)
-    made.node(12, 511, 0)
-    return made
+        sysfs.function(address, group=12)
+        sysfs.device_file(address, number + 3, 510, number)
+    sysfs.node(12, 511, 0)
+    return sysfs
 
 
 def choose(
@@ -62,13 +62,13 @@ def choose(
         ("group", False, []),
     ],
 )
-def test_a_group_goes_by_what_it_was_asked_for_by_or_by_the_configuration(
+def test_group_is_opened_by_the_requested_or_configured_interface(
     host: FakeSysfs, backend: str, asked: bool, expected: list[int]
 ) -> None:
     assert choose(host, backend, asked=asked) == (frozenset(expected), [])
 
 
-def test_an_old_qemu_takes_the_group_and_says_so(host: FakeSysfs) -> None:
+def test_old_qemu_opens_the_group_node_with_a_warning(host: FakeSysfs) -> None:
     chosen, [warning] = choose(host, "auto", can=OLD)
     assert chosen == set()
     assert warning == (
@@ -83,10 +83,10 @@ def test_an_old_qemu_takes_the_group_and_says_so(host: FakeSysfs) -> None:
     ("version", "maps_files", "works"),
     [("10.0.7", False, True), ("10.1.0", False, False), ("11.1.3", False, False), ("10.1.0", True, True)],
 )
-def test_a_qemu_that_maps_by_file_needs_a_kernel_that_can(
+def test_qemu_that_maps_files_needs_a_kernel_that_supports_it(
     host: FakeSysfs, version: str, maps_files: bool, works: bool
 ) -> None:
-    """Else everything seems to work, and no transfer of the device arrives."""
+    """Otherwise everything would seem to work, but no DMA transfer of the device would arrive."""
     can = replace(NEW, version=version)
     chosen, warnings = choose(host, "auto", can=can, maps_files=maps_files)
     assert chosen == ({12} if works else set())
@@ -99,15 +99,15 @@ def test_a_qemu_that_maps_by_file_needs_a_kernel_that_can(
     )
 
 
-def test_a_kernel_is_asked_for_what_it_can(tmp_path: Path) -> None:
-    """A file that knows no such command is any other; one that is not there cannot be asked."""
+def test_kernel_is_tested_for_mapping_files(tmp_path: Path) -> None:
+    """A file without this ioctl is another device; a missing file cannot be tested."""
     assert iommufd.maps_files(root=str(tmp_path)) is True
     os.mkdir(tmp_path / "dev")
     (tmp_path / "dev/iommu").write_text("")
     assert iommufd.maps_files(root=str(tmp_path)) is False
 
 
-def test_qemu_is_not_asked_where_it_does_not_matter(host: FakeSysfs) -> None:
+def test_qemu_is_not_queried_if_the_group_node_is_configured(host: FakeSysfs) -> None:
     def ask() -> Capabilities:
         raise AssertionError
 
@@ -119,24 +119,24 @@ def test_every_function_of_the_group_needs_a_file(host: FakeSysfs) -> None:
     assert choose(host, "auto")[1][0].endswith(": 0000:3b:00.1 has none (CONFIG_VFIO_DEVICE_CDEV)")
 
 
-def test_a_function_that_is_bound_first_may_have_its_file_later(host: FakeSysfs) -> None:
+def test_device_file_may_appear_when_the_function_is_bound(host: FakeSysfs) -> None:
     os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/vfio-dev/vfio4/dev")
     os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/driver")
     assert choose(host, "iommufd", managed=True) == (frozenset({12}), [])
 
 
-def test_a_host_without_iommufd_takes_the_group(host: FakeSysfs) -> None:
+def test_host_without_iommufd_uses_the_group_node(host: FakeSysfs) -> None:
     os.unlink(f"{host.root}/dev/iommu")
     assert "this host has no /dev/iommu (CONFIG_IOMMUFD)" in choose(host, "auto")[1][0]
 
 
-def test_a_token_goes_with_the_group_alone(host: FakeSysfs) -> None:
+def test_token_requires_the_group_node(host: FakeSysfs) -> None:
     host.function("0000:04:00.0", group=9)
     os.symlink("../0000:04:00.0", f"{host.root}/sys/bus/pci/devices/{PAIR[0]}/physfn")
     assert choose(host, "auto")[1][0].endswith("the token of 0000:3b:00.0 opens its group alone")
 
 
-def test_one_device_by_both_families_is_one(host: FakeSysfs) -> None:
+def test_device_named_by_both_interfaces_is_one_device(host: FakeSysfs) -> None:
     asked = [
         device("/dev/vfio/vfio", 10, 196), device("/dev/vfio/12", 511, 0),
         device("/dev/iommu", 10, 126), device("/dev/vfio/devices/vfio3", 510, 0), device("/dev/other", 510, 1),
@@ -148,7 +148,7 @@ def test_one_device_by_both_families_is_one(host: FakeSysfs) -> None:
     ]  # fmt: skip
 
 
-def test_an_emulated_groups_file_has_its_number(host: FakeSysfs) -> None:
+def test_device_file_of_an_emulated_group_has_its_number(host: FakeSysfs) -> None:
     emulated = {5: EmulatedGroup(5, ("edu", "edu"))}
     asked = [device("/dev/iommu", 10, 9), device("/dev/vfio/devices/vfio5", 1, 2)]
     request = find_request(asked, emulated=emulated, root=host.root)
@@ -157,14 +157,14 @@ def test_an_emulated_groups_file_has_its_number(host: FakeSysfs) -> None:
     assert [file.path for file in device_files(emulated[5])] == [asked[1].path]
 
 
-def test_files_of_a_group_are_found_for_what_is_attached(host: FakeSysfs) -> None:
-    found = device_files(read_group(12, root=host.root), root=host.root)
-    assert [(file.path, file.major, file.minor, file.function) for file in found] == [
+def test_device_files_of_an_attached_group_are_found(host: FakeSysfs) -> None:
+    files = device_files(read_group(12, root=host.root), root=host.root)
+    assert [(file.path, file.major, file.minor, file.function) for file in files] == [
         ("/dev/vfio/devices/vfio3", 510, 0, PAIR[0]), ("/dev/vfio/devices/vfio4", 510, 1, PAIR[1]),
     ]  # fmt: skip
 
 
-def test_a_kernel_without_groups_nodes_is_no_obstacle(host: FakeSysfs) -> None:
+def test_kernel_without_group_nodes_is_supported(host: FakeSysfs) -> None:
     os.unlink(f"{host.root}/dev/vfio/12")
     check_free(read_group(12, root=host.root), root=host.root)
     os.unlink(f"{host.root}/sys/bus/pci/devices/{PAIR[1]}/vfio-dev/vfio4/dev")

@@ -331,7 +331,7 @@ def test_user_of_a_group_is_named_after_a_wait_for_sandboxes_and_at_once_otherwi
 
 
 def test_nvswitch_is_not_a_bridge(host: Host) -> None:
-    """Its class has the base class of bridges, but its header type is an endpoint's."""
+    """Its class is that of bridges, but its header type is that of an endpoint."""
     host.function("0000:56:00.0", group=56, driver="e1000e", class_code=0x068000, header=0)
     host.kernel.native["0000:56:00.0"] = "e1000e"
     [record] = host.take("0000:56:00.0")

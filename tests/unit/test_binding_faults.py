@@ -41,7 +41,7 @@ def test_only_the_owner_on_record_restores_a_function(host: Host) -> None:
     assert (host.state()[C], host.records()) == (("vfio-pci", "vfio-pci"), [record])
     bindings.remove(host.directory, C)
     host.give_back(record)
-    assert host.state() == BEFORE, "a record that is gone on disk is no reason to leave the function"
+    assert host.state() == BEFORE, "the function is restored even if its record was deleted"
 
 
 def test_function_that_a_user_has_bound_is_not_restored_after_a_sandbox(host: Host) -> None:
@@ -154,7 +154,7 @@ def test_interrupt_that_cannot_be_undone_is_reported_with_the_function(host: Hos
 
 @pytest.mark.parametrize(("hangs", "waits"), [(True, [30.0, 30.0, 2.0, 30.0]), (False, [30.0] * 4)])
 def test_undoing_has_a_short_timeout_for_the_function_that_hangs(host: Host, hangs: bool, waits: list[float]) -> None:
-    """The kernel holds its lock. The functions before it have the full timeout."""
+    """The kernel holds its lock. The functions before it get the full timeout."""
     waited: list[float] = []
 
     def carry_out(writes: Sequence[Write], seconds: float) -> Outcome:

@@ -48,8 +48,8 @@ def test_sector_sizes_and_read_only_flag(
     host: FakeSysfs, files: dict[str, str], expected: tuple[bool, int, int]
 ) -> None:
     disk(host, **files)
-    found = block.read(8, 16, root=host.root)
-    assert (found.readonly, found.logical, found.physical) == expected
+    device = block.read(8, 16, root=host.root)
+    assert (device.readonly, device.logical, device.physical) == expected
 
 
 def test_partition_has_the_sector_sizes_of_its_disk(host: FakeSysfs) -> None:
@@ -109,7 +109,7 @@ def test_devices_allow_limits_block_devices(patterns: list[str], allowed: bool) 
 
 
 def test_device_is_opened_by_its_number_without_a_leak() -> None:
-    """No driver has the number: the node is created and opened, and the kernel reports that it has no device."""
+    """The number belongs to no driver: the node is created and opened, and the kernel reports a missing device."""
     before = set(os.listdir("/proc/self/fd"))
     for writable in (True, False):
         with pytest.raises(OSError, match=r"No such device or address|Operation not permitted"):
@@ -125,8 +125,8 @@ def test_character_device_of_a_pci_function(host: FakeSysfs) -> None:
     host.link(f"sys/devices/{PLACE}/subsystem", "../../class/infiniband_verbs")
     host.link("sys/devices/pci0000:00/0000:00:01.0/0000:3b:00.0/driver", "../../bus/pci/drivers/mlx5_core")
     host.character_device(231, 192, f"../../devices/{PLACE}")
-    found = character.read(231, 192, root=host.root)
-    assert found == CharacterDevice("uverbs0", "mlx5_core", "0000:3b:00.0", misc=False)
+    device = character.read(231, 192, root=host.root)
+    assert device == CharacterDevice("uverbs0", "mlx5_core", "0000:3b:00.0", misc=False)
 
 
 def test_misc_device_is_recognized(host: FakeSysfs) -> None:

@@ -1,4 +1,4 @@
-"""Functions that a sandbox has bound: whose they are on record, and which of them are restored."""
+"""Functions that hawse has bound for a sandbox: their owners on record, and which of them are restored."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from hawse.state.steps import DEVICES, Steps
 from hawse.state.store import Store
 from hawse.vfio.bind import records
 
-#: Of a PCI segment that no host has: only the records of such functions can be restored.
+#: Functions of a PCI segment that no host has, so that only their records can be restored.
 FIRST, SECOND, OTHERS = "fffe:01:00.0", "fffe:02:00.0", "fffe:03:00.0"
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A sandbox with two functions on record, beside one of another's."""
-    made = Store(str(tmp_path / "root"), "c1")
-    made.make()
+    """A sandbox with two functions on record, and a function of another sandbox."""
+    store = Store(str(tmp_path / "root"), "c1")
+    store.make()
     for address, owner in ((FIRST, "c1"), (SECOND, "c1"), (OTHERS, "c2")):
-        records.write(records.directory_of(made.root), records.Record(address, "e1000e", "", "vfio-pci", owner))
-    return made
+        records.write(records.directory_of(store.root), records.Record(address, "e1000e", "", "vfio-pci", owner))
+    return store
 
 
 def on_record(store: Store) -> list[str]:
@@ -40,17 +40,17 @@ def on_record(store: Store) -> list[str]:
         ([], [FIRST, SECOND, OTHERS]),
     ],
 )
-def test_the_sandboxs_own_functions_are_restored(store: Store, addresses: list[str] | None, left: list[str]) -> None:
+def test_functions_of_the_sandbox_are_restored(store: Store, addresses: list[str] | None, left: list[str]) -> None:
     give_back(store, addresses)
     assert on_record(store) == left
 
 
-def test_where_nothing_was_bound_there_is_nothing_to_restore(tmp_path: Path) -> None:
+def test_sandbox_without_records_restores_nothing(tmp_path: Path) -> None:
     give_back(Store(str(tmp_path), "c1"))
 
 
 @pytest.mark.parametrize("ends", ["in order", "with an error"])
-def test_what_was_bound_meanwhile_is_restored_whatever_ends_the_sandbox(store: Store, ends: str) -> None:
+def test_functions_bound_later_are_restored_at_every_kind_of_end(store: Store, ends: str) -> None:
     steps = Steps("/dev/null", [])
     try:
         with bound([], store, steps):
@@ -63,7 +63,7 @@ def test_what_was_bound_meanwhile_is_restored_whatever_ends_the_sandbox(store: S
     assert [(lane, name) for lane, name, _, _ in steps.done] == [(DEVICES, "given back")], "nothing was bound first"
 
 
-def test_a_function_that_does_not_exist_cannot_be_bound(store: Store) -> None:
+def test_missing_function_cannot_be_bound(store: Store) -> None:
     steps = Steps("/dev/null", [])
     with pytest.raises(DeviceError, match=r"fffe:09:00\.0"), bound(["fffe:09:00.0"], store, steps):
         pass

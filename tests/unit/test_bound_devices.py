@@ -1,4 +1,4 @@
-"""Device nodes that mounts bind, and what becomes of all nodes in the plan of a container."""
+"""Device nodes that mounts bind, and all device nodes in the plan of a container."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ALL = {"allow": True, "access": "rwm"}
 
 
 class Host:
-    """A host with two disks and group 7; ``plan`` is what is made of a specification."""
+    """A host with two disks and group 7; ``plan`` plans a specification."""
 
     def __init__(self, directory: Path) -> None:
         self.bundle = directory / "bundle"
@@ -88,7 +88,7 @@ def own_rules(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [rule for rule in rules if rule not in defaults]
 
 
-def test_a_node_that_is_bound_is_a_device_of_the_container(host: Host) -> None:
+def test_bound_node_becomes_a_device_of_the_container(host: Host) -> None:
     guest, nodes, planned = host.plan(
         spec_with(("/dev/sdb", "/dev/xvda"), ("/srv/disk", "/dev/xvdb"), ("/srv/null", "/n"))
     )
@@ -103,14 +103,14 @@ def test_a_node_that_is_bound_is_a_device_of_the_container(host: Host) -> None:
     assert nodes.warnings == []
 
 
-def test_the_rules_are_for_bound_nodes_as_well(host: Host) -> None:
+def test_rules_apply_to_bound_nodes(host: Host) -> None:
     rules = ({"allow": False, "access": "rwm"}, numbered("b", 8, 16, allow=True, access="r"))
     _, nodes, planned = host.plan(spec_with(("/dev/sdb", "/dev/xvda"), ("/srv/disk", "/dev/xvdb"), rules=rules))
     assert nodes.disks == [DiskPlan(major=8, minor=16, name="sdb", writable=False)]
     assert own_rules(planned) == [numbered("b", 8, 16, allow=True, access="r")]
 
 
-def test_a_mount_with_nodev_lets_nothing_be_opened(host: Host) -> None:
+def test_node_on_a_nodev_mount_cannot_be_opened(host: Host) -> None:
     spec = spec_with(("/dev/sdb", "/dev/xvda"))
     spec["mounts"][0]["options"] = ["rbind", "nodev"]
     guest, nodes, planned = host.plan(spec)
@@ -121,12 +121,12 @@ def test_a_mount_with_nodev_lets_nothing_be_opened(host: Host) -> None:
     assert nodes.disks == []
 
 
-def test_what_the_guest_has_of_the_same_path_stays_a_mount(host: Host) -> None:
+def test_path_that_the_guest_provides_stays_a_mount(host: Host) -> None:
     _, _, planned = host.plan(spec_with(("/dev/null", "/dev/x"), ("/dev/vfio/vfio", "/dev/vfio/vfio")))
     assert [mount["source"] for mount in planned["mounts"]] == ["/dev/null", "/dev/vfio/vfio"]
 
 
-def test_a_character_device_that_is_bound_is_refused_by_its_mount(host: Host) -> None:
+def test_bound_character_device_is_refused_and_its_mount_named(host: Host) -> None:
     rules = ({"allow": False, "access": "rwm"}, numbered("c", 188, -1, allow=True, access="rwm"))
     with pytest.raises(DeviceError, match=r"^mounts\[0\]\.source: /dev/ttyUSB0 \(188:0\): character devices of"):
         host.plan(spec_with(("/dev/ttyUSB0", "/dev/ttyUSB0"), rules=rules))
@@ -135,20 +135,20 @@ def test_a_character_device_that_is_bound_is_refused_by_its_mount(host: Host) ->
     assert "/dev/tty9: character devices of the host cannot be passed to a VM" in nodes.warnings[0]
 
 
-def test_a_vfio_node_that_is_bound_from_anywhere_is_refused(host: Host) -> None:
+def test_bound_vfio_node_is_refused_at_any_path(host: Host) -> None:
     with pytest.raises(ConfigError, match=r"mounts\[0\]\.source: /srv/vfio is a VFIO device of the host's") as caught:
         host.plan(spec_with(("/srv/vfio", "/dev/vfio/7")))
     assert "linux.devices" in caught.value.hint
 
 
-def test_an_administrators_limits_are_for_disks_too(host: Host) -> None:
+def test_configured_limits_apply_to_disks(host: Host) -> None:
     device = numbered("b", 8, 16, path="/dev/xvda")
     assert len(host.plan(spec_with(devices=(device,)), allow=("8086:*", "block:sdb"))[1].disks) == 1
     with pytest.raises(DeviceError, match=r"linux\.devices: /dev/xvda: sdb \(8:16\) is not in the list of allowed"):
         host.plan(spec_with(devices=(device,)), allow=("8086:*",))
 
 
-def test_rules_of_vfio_stay_and_others_go(host: Host) -> None:
+def test_rules_for_vfio_are_kept_and_others_removed(host: Host) -> None:
     group = numbered("c", 511, 7, path="/dev/vfio/7")
     rules = (
         {"allow": False, "access": "rwm"},
@@ -162,22 +162,20 @@ def test_rules_of_vfio_stay_and_others_go(host: Host) -> None:
 
 
 @pytest.mark.parametrize("rules", [(), (numbered("b", 8, 32, allow=True, access="rw"),)])
-def test_a_node_that_nothing_allows_is_denied_without_any_rule_too(
-    host: Host, rules: tuple[dict[str, Any], ...]
-) -> None:
-    """crun allows all where there is no rule, and runc denies all."""
+def test_node_without_a_matching_rule_is_denied(host: Host, rules: tuple[dict[str, Any], ...]) -> None:
+    """Without rules crun allows all devices, and runc denies all."""
     _, nodes, planned = host.plan(spec_with(rules=rules, devices=(numbered("b", 8, 16, path="/dev/xvda"),)))
     assert nodes.disks == []
     assert own_rules(planned) == []
 
 
-def test_a_container_without_nodes_has_the_default_devices(host: Host) -> None:
+def test_container_without_nodes_has_the_default_devices(host: Host) -> None:
     _, nodes, planned = host.plan(spec_with(rules=()))
     assert own_rules(planned) == []
     assert nodes == OtherNodes()
 
 
-def test_what_a_path_leads_to(tmp_path: Path) -> None:
+def test_device_at_a_path_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to("/dev/null")
     os.mkfifo(tmp_path / "pipe")

@@ -1,4 +1,4 @@
-"""Device nodes that would lie on a shared file system are made in the guest and bound to their places."""
+"""Device nodes on a shared file system are created in the guest and bound to their paths."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NULL = {"type": "c", "major": 1, "minor": 3}
         ([DEV, {"destination": "/tmp", "type": "tmpfs"}], "/tmp/null", False),
     ],
 )
-def test_nodes_on_the_hosts_files_are_bound_and_others_are_crun_s(
+def test_nodes_on_shared_files_are_bound_and_crun_creates_the_others(
     mounts: list[dict[str, Any]], path: str, bound: bool
 ) -> None:
     device = {"path": path, **NULL}
@@ -47,13 +47,13 @@ def test_nodes_on_the_hosts_files_are_bound_and_others_are_crun_s(
 
 
 @pytest.mark.parametrize("spec", [{"mounts": [DEV]}, {"mounts": [DEV], "linux": {"devices": None}}])
-def test_specification_without_devices_is_left_as_it_is(spec: dict[str, Any]) -> None:
+def test_specification_without_devices_is_unchanged(spec: dict[str, Any]) -> None:
     assert with_bound_nodes(spec, "/nodes") == (spec, [])
 
 
 @pytest.mark.parametrize("mounts", [None, [], [{"destination": "/devices", "type": "tmpfs"}]])
 def test_container_without_a_mount_on_dev_gets_one(mounts: list[dict[str, Any]] | None) -> None:
-    """crun makes /dev/null and others there, and must not make them in the shared root file system."""
+    """crun creates /dev/null and other nodes there, and must not create them in the shared root file system."""
     device = {"path": "/dev/null", **NULL}
     spec: dict[str, Any] = {"mounts": mounts, "linux": {"devices": [device]}}
     result, replaced = with_bound_nodes(spec, "/nodes")
@@ -65,7 +65,7 @@ def test_container_without_a_mount_on_dev_gets_one(mounts: list[dict[str, Any]] 
 
 
 @pytest.mark.parametrize("destination", ["/", "/dev", "/dev/"])
-def test_mount_on_dev_is_left_as_it_is(destination: str) -> None:
+def test_mount_on_dev_is_unchanged(destination: str) -> None:
     mounts = [{"destination": destination, "type": "bind", "source": "/s"}]
     spec: dict[str, Any] = {"mounts": mounts}
     assert with_bound_nodes(spec, "/nodes") == (spec, [])
@@ -93,9 +93,9 @@ def test_owners_are_mapped_and_the_directory_can_be_passed(tmp_path: Path) -> No
     directory = str(tmp_path / "nodes" / "c1")
     ids = Ids([(0, 1000, 10)], [(0, 2000, 10)], mapped=True)
     make_nodes([{"path": "/a", **NULL, "uid": 3, "gid": 4}, {"path": "/p", "type": "p", "uid": 10}], directory, ids)
-    found = [os.stat(f"{directory}/{number}") for number in (0, 1)]
-    assert [(status.st_uid, status.st_gid) for status in found] == [(1003, 2004), (2**32 - 2, 2000)]
-    assert stat.S_ISFIFO(found[1].st_mode)
+    statuses = [os.stat(f"{directory}/{number}") for number in (0, 1)]
+    assert [(status.st_uid, status.st_gid) for status in statuses] == [(1003, 2004), (2**32 - 2, 2000)]
+    assert stat.S_ISFIFO(statuses[1].st_mode)
     assert stat.S_IMODE(os.stat(directory).st_mode) == 0o711
 
 
@@ -118,11 +118,11 @@ def test_nodes_are_made_with_the_modes_and_owners_of_the_specification(tmp_path:
         {"path": "/c", "type": "u", "major": 1, "minor": 3, "fileMode": 0},
     ]
     make_nodes(devices, directory)
-    found = []
+    nodes = []
     for number in range(3):
         status = os.stat(f"{directory}/{number}")
-        found.append((stat.filemode(status.st_mode), status.st_rdev, status.st_uid, status.st_gid))
-    assert found == [
+        nodes.append((stat.filemode(status.st_mode), status.st_rdev, status.st_uid, status.st_gid))
+    assert nodes == [
         ("crw-rw-rw-", os.makedev(1, 3), 0, 0),
         ("brw-r-----", os.makedev(7, 3), 5, 6),
         ("c---------", os.makedev(1, 3), 0, 0),

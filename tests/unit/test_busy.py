@@ -152,7 +152,7 @@ SWAPS = "Filename\tType\tSize\tUsed\tPriority\n/dev/nvme0n1p1 partition 1048572 
 
 @pytest.fixture
 def disk(host: FakeSysfs) -> FakeSysfs:
-    """The function is an NVMe controller with one namespace, which has one partition."""
+    """The function is an NVMe controller of one namespace with one partition."""
     host.below(ADDRESS, "block", "nvme/nvme0/nvme0n1")
     host.below(ADDRESS, "block", "nvme/nvme0/nvme0n1/nvme0n1p1")
     host.write("sys/class/block/nvme0n1/dev", "259:2\n")

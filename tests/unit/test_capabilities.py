@@ -37,8 +37,10 @@ def qemu(directory: Path, answers: list[dict[str, Any]], *, end: str = "") -> st
     """A program that sends QEMU's greeting, then these answers with an event in between."""
     lines = [{"QMP": {"version": VERSION}}, *answers[:2], {"event": "RESUME"}, *answers[2:]]
     (directory / "answers").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    asked, arguments = f"{directory}/asked", f"{directory}/arguments"
-    return write_program(f"{directory}/qemu", f'echo "$@" >>{arguments}; cat >>{asked}; cat {directory}/answers; {end}')
+    queries, arguments = f"{directory}/asked", f"{directory}/arguments"
+    return write_program(
+        f"{directory}/qemu", f'echo "$@" >>{arguments}; cat >>{queries}; cat {directory}/answers; {end}'
+    )
 
 
 def test_capabilities_are_queried_once(tmp_path: Path) -> None:
@@ -49,8 +51,8 @@ def test_capabilities_are_queried_once(tmp_path: Path) -> None:
         frozenset({"iommufd", "rombar"}), frozenset({"sandbox"}),
     )  # fmt: skip
     assert ask(program, directory=f"{tmp_path}/cache") == capabilities
-    asked = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
-    assert [question["execute"] for question in asked] == QUESTIONS
+    queries = [json.loads(line) for line in (tmp_path / "asked").read_text().splitlines()]
+    assert [question["execute"] for question in queries] == QUESTIONS
     assert "-machine none" in (tmp_path / "arguments").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Cgroups of the host: which path a specification means, and what is made, set and removed."""
+"""Cgroups of the host: the path that a specification means; cgroups and limits that are created, set and removed."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ HYBRID = """\
         ("slice:prefix:name", False, CgroupPlan(path="/slice:prefix:name")),
     ],
 )
-def test_the_path_that_is_meant(path: str, systemd: bool, plan: CgroupPlan) -> None:
+def test_path_of_the_cgroup(path: str, systemd: bool, plan: CgroupPlan) -> None:
     assert plan_cgroup("config.json", path, {}, systemd=systemd) == plan
 
 
@@ -83,14 +83,14 @@ def test_the_path_that_is_meant(path: str, systemd: bool, plan: CgroupPlan) -> N
         (".slice:b:c", "invalid slice name"),
     ],
 )
-def test_what_systemd_would_not_take_is_named(path: str, words: str) -> None:
+def test_path_that_systemd_would_refuse_is_named(path: str, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         plan_cgroup("config.json", path, {}, systemd=True)
     assert words in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("cpu", "vm", "made"),
+    ("cpu", "vm", "expected"),
     [
         ({"cpus": "0-1"}, True, True), ({"cpus": "0-1"}, False, True), ({"mems": "0"}, True, True),
         ({"shares": 5}, True, True), ({"quota": 50000}, True, True), ({"quota": 50000}, False, False),
@@ -98,17 +98,17 @@ def test_what_systemd_would_not_take_is_named(path: str, words: str) -> None:
     ],
 )  # fmt: skip
 def test_container_without_a_path_has_a_default_cgroup_for_limits_of_the_host(
-    cpu: dict[str, Any], vm: bool, made: bool
+    cpu: dict[str, Any], vm: bool, expected: bool
 ) -> None:
     of_vm = HostLimits(memory=1, tasks=2) if vm else None
     resources = {"cpu": cpu, "memory": {"limit": 1}}
     plan = plan_cgroup("x", "", resources, systemd=False, of_vm=of_vm, default="/parent/c1")
-    assert plan.path == ("/parent/c1" if made else "")
-    assert (plan.vm, plan.limits.cpus, plan.limits.tasks) == (vm, cpu.get("cpus", ""), 2 if vm else 0) or not made
+    assert plan.path == ("/parent/c1" if expected else "")
+    assert (plan.vm, plan.limits.cpus, plan.limits.tasks) == (vm, cpu.get("cpus", ""), 2 if vm else 0) or not expected
     assert plan_cgroup("x", "/a", resources, systemd=False, of_vm=of_vm, default="/parent/c1").path == "/a"
 
 
-def test_default_cgroup_is_systemds_with_its_option() -> None:
+def test_default_cgroup_is_a_systemd_scope_with_systemd_cgroup() -> None:
     path = default_path("c1", "/user.slice", systemd=True)
     plan = plan_cgroup("x", "", {"cpu": {"cpus": "0"}}, systemd=True, default=path)
     assert (plan.path, plan.unit) == ("/system.slice/hawse-c1.scope", "hawse-c1.scope")
@@ -131,19 +131,19 @@ def test_default_cgroup_is_systemds_with_its_option() -> None:
 def test_cpu_quota_on_the_host_is_one_cpu_more_than_the_containers(
     cpu: dict[str, int], limits: tuple[int, int]
 ) -> None:
-    found = host_limits({"cpu": cpu}, vm=True)
-    assert (found.quota, found.period) == limits
+    host = host_limits({"cpu": cpu}, vm=True)
+    assert (host.quota, host.period) == limits
     assert host_limits({"cpu": cpu}, vm=False) == HostLimits(), "the other containers of a pod have no VM"
 
 
-def test_memory_and_tasks_are_limited_where_the_vm_is() -> None:
+def test_memory_and_tasks_are_limited_in_the_cgroup_of_the_vm() -> None:
     of_vm = vm_limits(1024, 2048)
     assert of_vm == HostLimits(memory=3 << 30, tasks=TASKS)
     assert vm_limits(1024, 0).memory == 0
     resources = {"cpu": {"quota": 1000}, "memory": {"limit": 1}}
     for path, systemd in (("/a", False), ("a.slice:b:c", True)):
-        made = plan_cgroup("x", path, resources, systemd=systemd, of_vm=of_vm)
-        assert made.vm and made.limits == HostLimits(memory=3 << 30, tasks=TASKS, quota=101_000, period=100_000)
+        planned = plan_cgroup("x", path, resources, systemd=systemd, of_vm=of_vm)
+        assert planned.vm and planned.limits == HostLimits(memory=3 << 30, tasks=TASKS, quota=101_000, period=100_000)
         joined = plan_cgroup("x", path, resources, systemd=systemd)
         assert not joined.vm and joined.limits == HostLimits()
     assert plan_cgroup("x", "", resources, systemd=False, of_vm=of_vm) == CgroupPlan()
@@ -179,7 +179,7 @@ def test_limits_are_written_to_the_files_of_either_version(
     assert {path.name: path.read_text() for path in leaf.iterdir()} == files
 
 
-def test_limits_that_cannot_be_set_are_warned_of(tmp_path: Path) -> None:
+def test_limits_that_cannot_be_set_are_warnings(tmp_path: Path) -> None:
     (tmp_path / "leaf").mkdir()
     os.symlink("/dev/full", tmp_path / "leaf" / "memory.max")
     (tmp_path / "cgroups").write_text(f"{tmp_path}/leaf\n")
@@ -203,8 +203,8 @@ def test_slices_hold_each_other() -> None:
 
 
 def test_hierarchies_are_found_once() -> None:
-    found = [(h.mount, h.version, sorted(h.controllers)) for h in hierarchies(HYBRID.format(root="/c"))]
-    assert found == [
+    listed = [(h.mount, h.version, sorted(h.controllers)) for h in hierarchies(HYBRID.format(root="/c"))]
+    assert listed == [
         ("/c/cpu", 1, ["cpu", "cpuacct"]),
         ("/c/cpuset", 1, ["cpuset"]),
         ("/c/systemd", 1, ["name=systemd"]),
@@ -214,7 +214,7 @@ def test_hierarchies_are_found_once() -> None:
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> str:
-    """A host's cgroups as plain directories; the path of its mountinfo."""
+    """A host's cgroups as plain directories; returns the path of its mountinfo."""
     root = tmp_path / "cgroup"
     for name in ("cpu", "cpuset", "systemd", "unified"):
         (root / name).mkdir(parents=True)
@@ -229,57 +229,57 @@ def mounted(tmp_path: Path) -> str:
     return str(tmp_path / "mountinfo")
 
 
-def test_it_is_on_record_before_it_is_made_and_removed_by_the_record(tmp_path: Path, mounted: str) -> None:
-    made = HostCgroup(CgroupPlan(path="/b/c1"), str(tmp_path / "state"))
-    # In plain directories no kernel makes the files of a new cgroup: two hierarchies are warned of, the others used.
-    assert made.make(mountinfo=mounted) == [
+def test_cgroup_is_recorded_before_it_is_created(tmp_path: Path, mounted: str) -> None:
+    cgroup = HostCgroup(CgroupPlan(path="/b/c1"), str(tmp_path / "state"))
+    # The kernel does not create files in plain directories: two hierarchies cause warnings, the others are used.
+    assert cgroup.make(mountinfo=mounted) == [
         f"no cgroup at {tmp_path}/cgroup/{name}/b/c1: No such file or directory" for name in ("cpuset", "unified")
     ]
-    assert made.is_made
+    assert cgroup.is_made
     paths = [f"{tmp_path}/cgroup/{name}/b/c1" for name in ("cpu", "systemd")]
     assert all(os.path.isdir(path) for path in paths)
     assert (tmp_path / "cgroup/unified/cgroup.subtree_control").read_text() == "+pidsry", "+memory before it"
     assert release(str(tmp_path / "state")) == []
     assert not any(os.path.exists(path) for path in paths)
-    assert os.path.isdir(f"{tmp_path}/cgroup/cpu/b"), "the directory above is for whoever asked for it"
+    assert os.path.isdir(f"{tmp_path}/cgroup/cpu/b"), "the parent directory is kept for its creator"
 
 
-def test_a_directory_above_that_has_no_cpus_gets_them(tmp_path: Path, mounted: str) -> None:
-    """As one that an engine has made and left as it was."""
-    given = {"a": "1", "a/b": "", "a/b/c1": ""}
-    for directory, text in given.items():
+def test_parent_cpuset_without_cpus_gets_cpus(tmp_path: Path, mounted: str) -> None:
+    """For example a cgroup that an engine has created and not configured."""
+    contents = {"a": "1", "a/b": "", "a/b/c1": ""}
+    for directory, text in contents.items():
         for name in ("cpuset.cpus", "cpuset.mems"):
             path = tmp_path / "cgroup" / "cpuset" / directory / name
             path.parent.mkdir(exist_ok=True)
             path.write_text(f"{text}\n")
     HostCgroup(CgroupPlan(path="/a/b/c1"), str(tmp_path / "state")).make(mountinfo=mounted)
-    for directory in given:
+    for directory in contents:
         assert (tmp_path / "cgroup" / "cpuset" / directory / "cpuset.cpus").read_text().strip() == "1"
 
 
-def test_a_process_is_placed_in_systemds_scope_once(tmp_path: Path, mounted: str) -> None:
-    """Each container of a pod has one of its own, with what stands for it on the host in it from the start."""
+def test_process_is_placed_in_its_scope_once(tmp_path: Path, mounted: str) -> None:
+    """Each container of a pod has its own scope, which contains its proxy from the start."""
     plan = plan_cgroup("x", "a.slice:b:c1", {}, systemd=True)
-    made = HostCgroup(plan, str(tmp_path / "state"))
-    asked = []
+    cgroup = HostCgroup(plan, str(tmp_path / "state"))
+    calls = []
 
     def enter(plan: CgroupPlan, pid: int) -> list[str]:
-        asked.append((plan.unit, pid, made.is_made))
+        calls.append((plan.unit, pid, cgroup.is_made))
         return ["without systemd"]
 
-    first, *others = made.place(Lives(7), mountinfo=mounted, enter=enter)
-    assert (first, asked) == ("without systemd", [("b-c1.scope", 7, False)])
+    first, *others = cgroup.place(Lives(7), mountinfo=mounted, enter=enter)
+    assert (first, calls) == ("without systemd", [("b-c1.scope", 7, False)])
     assert all(text.startswith("no cgroup at") for text in others)
-    assert made.place(Lives(8), mountinfo=mounted, enter=enter) == []
-    assert len(asked) == 1
+    assert cgroup.place(Lives(8), mountinfo=mounted, enter=enter) == []
+    assert len(calls) == 1
 
 
-def test_a_cgroup_that_is_there_and_takes_no_process_is_warned_of(tmp_path: Path) -> None:
-    """Not so one that could not be made, which was said then."""
+def test_cgroup_that_refuses_a_process_is_a_warning(tmp_path: Path) -> None:
+    """A cgroup that could not be created causes no second warning."""
     for name in ("takes", "refuses"):
         (tmp_path / name).mkdir()
     (tmp_path / "takes" / "cgroup.procs").touch()
-    os.symlink("/dev/full", tmp_path / "refuses" / "cgroup.procs")  # ENOSPC, as of a cpuset without CPUs
+    os.symlink("/dev/full", tmp_path / "refuses" / "cgroup.procs")  # ENOSPC, as from a cpuset without CPUs
     (tmp_path / "cgroups").write_text("".join(f"{tmp_path}/{name}\n" for name in ("takes", "refuses", "missing")))
     assert HostCgroup(CgroupPlan(path="/x"), str(tmp_path)).add(Lives(7)) == [
         f"a process is not in the cgroup {tmp_path}/refuses: No space left on device"
@@ -295,30 +295,30 @@ def test_cgroup_does_not_take_a_process_that_has_got_the_pid_of_an_ended_one(tmp
 
 
 def test_scope_is_not_created_with_a_process_that_has_got_the_pid_of_an_ended_one(tmp_path: Path, mounted: str) -> None:
-    made = HostCgroup(plan_cgroup("x", "a.slice:b:c1", {}, systemd=True), str(tmp_path / "state"))
+    cgroup = HostCgroup(plan_cgroup("x", "a.slice:b:c1", {}, systemd=True), str(tmp_path / "state"))
 
     def enter(plan: CgroupPlan, pid: int) -> list[str]:
         raise AssertionError(f"{pid} in {plan.unit}")
 
-    assert made.place(reused(), mountinfo=mounted, enter=enter) == []
-    assert not made.is_made
+    assert cgroup.place(reused(), mountinfo=mounted, enter=enter) == []
+    assert not cgroup.is_made
 
 
-def test_without_any_it_is_warned_of_once(tmp_path: Path) -> None:
+def test_host_without_cgroups_is_one_warning(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text("30 25 0:26 / / rw - ext4 /dev/x rw\n")
-    made = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))
-    shares, missing = made.make(mountinfo=str(tmp_path / "mountinfo"))
+    cgroup = HostCgroup(CgroupPlan(path="/b/c1", limits=HostLimits(shares=5)), str(tmp_path))
+    shares, missing = cgroup.make(mountinfo=str(tmp_path / "mountinfo"))
     assert shares.startswith("linux.resources.cpu.shares: '5' is not set in the host's cgroup")
     assert missing == (
         "the host's cgroups cannot be used: engines find no statistics, and the sandbox has no limits there: "
         "none is mounted"
     )
-    made.add(Lives(os.getpid()))
+    cgroup.add(Lives(os.getpid()))
     assert release(str(tmp_path)) == []
 
 
 @pytest.mark.parametrize("field", ["cpus", "mems"])
-def test_a_limit_of_the_host_that_cannot_be_set_is_an_error(tmp_path: Path, mounted: str, field: str) -> None:
+def test_required_limit_that_cannot_be_set_is_an_error(tmp_path: Path, mounted: str, field: str) -> None:
     limits = HostLimits(**{field: "7"})  # type: ignore[arg-type]
     with pytest.raises(HostError, match=re.escape(f"linux.resources.cpu.{field}: '7' is not set")):
         HostCgroup(CgroupPlan(path="/b/c1", limits=limits), str(tmp_path / "state")).make(mountinfo=mounted)
@@ -333,7 +333,7 @@ def test_shares_become_a_weight(tmp_path: Path, shares: int, weight: str) -> Non
     assert (tmp_path / "leaf" / "cpu.weight").read_text() == weight
 
 
-def test_systemd_is_asked_for_a_scope_with_the_process_in_it() -> None:
+def test_systemd_creates_a_scope_with_the_process() -> None:
     plan = plan_cgroup("x", "a-b.slice:docker:1f", {}, systemd=True)
     words = arguments(plan, 77, busctl="busctl")
     assert words[:8] == [
@@ -346,14 +346,14 @@ def test_systemd_is_asked_for_a_scope_with_the_process_in_it() -> None:
     assert "PIDs au 1 77 Slice s a-b.slice Delegate b true" in text
 
 
-def test_systemd_is_given_the_limits_that_it_would_reset() -> None:
+def test_systemd_gets_the_limits_that_it_would_reset() -> None:
     plan = plan_cgroup("x", "a.slice:b:c", {"cpu": {"quota": 50_000}}, systemd=True, of_vm=vm_limits(1024, 2048))
     words = arguments(plan, 77, busctl="busctl")
     assert words[9] == "9"
     assert "MemoryMax t 3221225472 TasksMax t 4096 CPUQuotaPerSecUSec t 1500000" in " ".join(words)
 
 
-def test_without_systemd_it_is_said_and_the_path_is_made(tmp_path: Path) -> None:
+def test_missing_systemd_is_a_warning_and_the_path_is_created(tmp_path: Path) -> None:
     plan = plan_cgroup("x", "a.slice:docker:1f", {}, systemd=True)
     none = "the cgroup /a.slice/docker-1f.scope is made without systemd"
     assert enter_scope(CgroupPlan(path="/x"), 1) == []
@@ -368,28 +368,28 @@ def test_without_systemd_it_is_said_and_the_path_is_made(tmp_path: Path) -> None
     ]
 
 
-@pytest.mark.parametrize(("refusal", "told"), [([], ["docker-1f.scope"]), (["it refuses"], [])])
-def test_systemd_is_told_of_the_end_of_its_own_scope_alone(
-    tmp_path: Path, mounted: str, refusal: list[str], told: list[str]
+@pytest.mark.parametrize(("refusal", "calls"), [([], ["docker-1f.scope"]), (["it refuses"], [])])
+def test_only_scopes_created_by_systemd_are_stopped(
+    tmp_path: Path, mounted: str, refusal: list[str], calls: list[str]
 ) -> None:
-    """Once the cgroup is gone: what is in a scope that is stopped is killed."""
+    """It is stopped after its cgroup was removed: systemd kills all processes of a scope that it stops."""
     plan = plan_cgroup("x", "a.slice:docker:1f", {}, systemd=True)
-    made = Path(f"{tmp_path}/cgroup/cpu{plan.path}")
+    directory = Path(f"{tmp_path}/cgroup/cpu{plan.path}")
     ended: list[str] = []
 
     def end(unit: str) -> None:
-        assert not made.exists()
+        assert not directory.exists()
         ended.append(unit)
 
     HostCgroup(plan, str(tmp_path / "state")).place(Lives(1), mountinfo=mounted, enter=lambda _plan, _pid: refusal)
-    assert made.is_dir()
+    assert directory.is_dir()
     assert release(str(tmp_path / "state"), end=end) == []
-    assert ended == told
+    assert ended == calls
 
 
-def test_a_scope_that_systemd_has_forgotten_is_no_failure(tmp_path: Path) -> None:
+def test_unknown_scope_is_not_an_error(tmp_path: Path) -> None:
     program = tmp_path / "systemctl"
-    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/told\nexit 5\n')  # it is not loaded
+    program.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/told\nexit 5\n')  # the scope is not loaded
     program.chmod(0o755)
     for running in (f"{tmp_path}/none", str(tmp_path)):
         end_scope("docker-1f.scope", systemctl=str(program), running=running)

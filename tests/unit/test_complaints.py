@@ -58,7 +58,7 @@ def test_line_without_an_end_is_bounded() -> None:
     ],
 )
 def test_mapping_that_the_host_refuses_ends_the_vm(line: str, words: str) -> None:
-    """The guest has the mapping, and would lose its DMA without a word."""
+    """The guest believes in the mapping, and would lose DMA without any error."""
     warnings, [error], _ = read(f"qemu-system-x86_64: {line}\n".encode())
     assert warnings == [f"QEMU: {line}"]
     assert "DMA of the device would have been lost" in error.message

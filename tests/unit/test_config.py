@@ -1,4 +1,4 @@
-"""The configuration file: defaults, ranges at their ends, choices, and sentences that name file and key."""
+"""The configuration file: defaults, limits of ranges, choices, and errors that name file and key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_empty_file_is_the_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "") == Config()
 
 
-def test_default_file_may_be_missing_and_a_named_one_may_not() -> None:
+def test_default_file_may_be_missing_but_not_a_named_one() -> None:
     assert isinstance(load_config(None), Config)
     with pytest.raises(ConfigError, match=r"^configuration /none/config.toml: no such file$"):
         load_config("/none/config.toml")
@@ -45,8 +45,8 @@ def test_default_file_may_be_missing_and_a_named_one_may_not() -> None:
 )
 def test_values(tmp_path: Path, section: str, key: str, good: list[object], bad: list[object]) -> None:
     for value in good:
-        found = load(tmp_path, f"[{section}]\n{key} = {value}")
-        assert getattr(getattr(found, section), key) == (value.strip('"') if isinstance(value, str) else value)
+        config = load(tmp_path, f"[{section}]\n{key} = {value}")
+        assert getattr(getattr(config, section), key) == (value.strip('"') if isinstance(value, str) else value)
     for value in bad:
         with pytest.raises(ConfigError, match=rf"^configuration {tmp_path}/config\.toml: {section}\.{key} "):
             load(tmp_path, f"[{section}]\n{key} = {value}")
@@ -103,7 +103,7 @@ def test_known_keys_are_listed(tmp_path: Path, text: str, hint: str) -> None:
     assert caught.value.hint.startswith(hint)
 
 
-def test_emulated_group_that_is_wrong_is_named_with_the_file(tmp_path: Path) -> None:
+def test_invalid_emulated_group_is_named_with_the_file(tmp_path: Path) -> None:
     hawse = Command(str(tmp_path))
     hawse.configure('[emulated]\n6 = ["rtl8139"]\n')
     done = hawse("devices")
@@ -111,7 +111,7 @@ def test_emulated_group_that_is_wrong_is_named_with_the_file(tmp_path: Path) -> 
     assert done.errors.startswith(f"hawse: configuration {hawse.config}: emulated.6: unknown model 'rtl8139' [known: ")
 
 
-def test_file_that_is_no_text_or_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_file_that_is_not_text_or_unreadable_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     for path in (tmp_path / "binary", tmp_path):
         with pytest.raises(ConfigError, match=f"^configuration {path}: "):

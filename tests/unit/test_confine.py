@@ -1,4 +1,5 @@
-"""Whether QEMU is confined, by the configuration, the share and the rights of hawse's own process."""
+"""The decision whether QEMU is confined, from the configuration, the share and the privileges of hawse's own
+process."""
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def test_configured_9p_has_another_remedy_than_a_missing_virtiofsd(tmp_path: Pat
     assert caught.value.hint == 'set vm.share = "auto"'
 
 
-def test_own_process_is_looked_at() -> None:
+def test_privileges_of_the_own_process_are_checked() -> None:
     assert missing_capabilities("/proc/self/status") == [], "the tests run as root"
 
 
@@ -113,19 +114,19 @@ def test_doctor_says_whether_qemu_can_be_confined(
 def test_jail_that_fails_in_the_monitor_is_an_error_only_where_it_is_required(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, required: bool
 ) -> None:
-    """As where all user ids are in use."""
+    """For example if all user ids are in use."""
 
     def refuse(*_: object, **__: object) -> None:
         raise HostError("all user ids are in use", hint="give more of them")
 
     monkeypatch.setattr(monitor, "Jail", refuse)
     wanted = JailPlan(tree="/tree", first_user=100000, last_user=100000, filters=True, required=required)
-    made = sandbox_plan(machine_plan(jail=wanted), bundle=str(tmp_path))
+    planned = sandbox_plan(machine_plan(jail=wanted), bundle=str(tmp_path))
     steps, notes = Steps(f"{tmp_path}/steps", []), list[Note]()
     store = Store(str(tmp_path), "c1")
     if required:
         with pytest.raises(HostError, match="all user ids are in use"):
-            monitor._jail(made, store, steps, notes)
+            monitor._jail(planned, store, steps, notes)
     else:
-        assert monitor._jail(made, store, steps, notes) is None
+        assert monitor._jail(planned, store, steps, notes) is None
         assert notes == [("warning", "QEMU is not confined: all user ids are in use [give more of them]")]

@@ -1,4 +1,4 @@
-"""The conformance suite's tables: the page has what they say, and they speak of nothing that there is not."""
+"""The conformance suite's tables: the page is generated from them, and they refer only to existing cases and fields."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ CASES = [case for group in GROUPS for case in group.cases]
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
-def test_the_page_is_made_from_the_tables() -> None:
+def test_page_is_generated_from_the_tables() -> None:
     assert PAGE.read_text() == page(), "python -m tests.conformance.page > docs/conformance.md"
 
 
-def test_every_case_has_a_name_of_its_own() -> None:
+def test_names_of_cases_are_unique() -> None:
     assert len(CASES) == len({case.id for case in CASES}) >= 150
     assert len(GROUPS) == len({group.name for group in GROUPS})
 
 
-def test_a_difference_is_one_of_a_case_and_says_why() -> None:
+def test_difference_belongs_to_a_case_and_has_a_reason() -> None:
     assert DIFFERENCES.keys() <= {case.id for case in CASES}
     for differences in DIFFERENCES.values():
         assert differences.keys() <= set(RUNTIMES)
         assert all(len(each.why.split()) > 4 for each in differences.values())
 
 
-def test_every_field_that_is_applied_is_proved() -> None:
-    """By a case that hawse passes, or by a module of tests."""
+def test_every_applied_field_has_a_proof() -> None:
+    """By a case that hawse passes, or by a test module."""
     applied = {field.path for field in FIELDS if field.fate in APPLIED}
     assert applied == PROOFS.keys()
     passed = {case.id for case in CASES if "hawse" not in DIFFERENCES.get(case.id, {})}
@@ -48,6 +48,6 @@ def test_every_field_that_is_applied_is_proved() -> None:
     ("right", "answer", "good"),
     [("a", "a", True), ("a", "ab", False), (re.compile("a"), "ba", True), (re.compile("^a"), "ba", False)],
 )
-def test_an_answer_is_the_text_itself_or_has_the_pattern(right: suite.Right, answer: str, good: bool) -> None:
+def test_answer_equals_the_text_or_matches_the_pattern(right: suite.Right, answer: str, good: bool) -> None:
     case = suite.Case("id", "section", "what it says", right)
     assert bool(case.judge(answer)) is not good

@@ -1,4 +1,4 @@
-"""A connection that is forwarded ends when all that came over it is passed on, however slow its reader is."""
+"""A forwarded connection ends when all of its data was passed on, even if its reader is slow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.patience import patience
 from tests.support.pods import settle
 
 
-def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
+def test_pending_data_is_written_after_the_guest_has_ended() -> None:
     async def live() -> None:
         link, processes, reader, writer = RoutedLink(), Processes(seconds=1), asyncio.StreamReader(), FakeWriter()
         processes.begin(cast(GuestLink, link))
@@ -46,8 +46,8 @@ def test_what_is_not_written_yet_when_the_guest_is_done_is_written() -> None:
     virtual_time.run(live())
 
 
-def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
-    """Without the credit that it owes: the host's side has sent more than the guest ever takes."""
+def test_connection_that_the_guest_ends_early_does_not_block_others() -> None:
+    """It does not return credit: the host's side has sent more than the guest ever accepts."""
 
     async def live() -> None:
         link, processes, reader, writer = RoutedLink(), Processes(seconds=1), asyncio.StreamReader(), FakeWriter()
@@ -65,7 +65,7 @@ def test_a_guest_that_ends_a_connection_early_holds_up_nobody() -> None:
 
 
 class Connected:
-    """A connection on its way to port 80 of the guest."""
+    """A connection to port 80 of the guest that is being opened."""
 
     def __init__(self, link: RoutedLink) -> None:
         self.link, self.reader, self.writer = link, asyncio.StreamReader(), FakeWriter()
@@ -76,71 +76,71 @@ class Connected:
         self.task = asyncio.create_task(self.processes.connect(self.connection, 80))
 
     def sent(self, kind: int) -> list[bytes]:
-        """The frames of a kind that the guest has got."""
+        """The frames of a kind that the guest has received."""
         return [frame for frame in self.link.sent if frame[4] == kind]
 
 
 def run(act: Callable[[Connected], Awaitable[None]], *, refusal: VmError | None = None) -> None:
     async def live() -> None:
-        made = Connected(RoutedLink(refusal=refusal))
+        connected = Connected(RoutedLink(refusal=refusal))
         await settle()
-        await act(made)
+        await act(connected)
 
     virtual_time.run(live())
 
 
 def test_connection_from_call_to_end() -> None:
-    async def act(made: Connected) -> None:
-        assert made.link.calls == [("connect", {"process": 1, "port": 80, "descriptors": ["both"]})]
-        assert made.processes.connections == 1
-        made.reader.feed_data(b"request")
-        made.reader.feed_eof()
-        made.link.routed.from_guest(STREAM, DATA, b"answer")
+    async def act(connected: Connected) -> None:
+        assert connected.link.calls == [("connect", {"process": 1, "port": 80, "descriptors": ["both"]})]
+        assert connected.processes.connections == 1
+        connected.reader.feed_data(b"request")
+        connected.reader.feed_eof()
+        connected.link.routed.from_guest(STREAM, DATA, b"answer")
         await settle()
-        assert made.sent(DATA) + made.sent(EOF) == [
+        assert connected.sent(DATA) + connected.sent(EOF) == [
             encode(STREAMS + STREAM, DATA, b"request"), encode(STREAMS + STREAM, EOF)
         ]  # fmt: skip
-        assert made.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(6))]
-        assert (made.writer.written, made.writer.ended) == (b"answer", False)
-        made.link.routed.from_guest(STREAM, EOF, b"")
+        assert connected.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(6))]
+        assert (connected.writer.written, connected.writer.ended) == (b"answer", False)
+        connected.link.routed.from_guest(STREAM, EOF, b"")
         await settle()
-        assert made.writer.ended
-        assert not made.task.done(), "the agent has not reported the end"
-        made.link.on_exit(1, 0)
-        await made.task
-        assert (made.processes.connections, made.link.forgotten) == (0, [1])
+        assert connected.writer.ended
+        assert not connected.task.done(), "the agent has not reported the end"
+        connected.link.on_exit(1, 0)
+        await connected.task
+        assert (connected.processes.connections, connected.link.forgotten) == (0, [1])
 
     run(act)
 
 
 def test_refused_connection_is_forgotten() -> None:
-    async def act(made: Connected) -> None:
+    async def act(connected: Connected) -> None:
         with pytest.raises(VmError, match="nobody listens"):
-            await made.task
-        assert (made.processes.connections, made.link.forgotten) == (0, [1])
-        assert made.link.sent == []
+            await connected.task
+        assert (connected.processes.connections, connected.link.forgotten) == (0, [1])
+        assert connected.link.sent == []
 
     run(act, refusal=VmError("nobody listens"))
 
 
 @pytest.mark.parametrize("cause", ["cancelled", "broken"])
 def test_connection_that_the_host_ends_is_disconnected_in_the_guest(cause: str) -> None:
-    """What the server still writes is dropped; the stream is forgotten when the agent reports the end."""
+    """Later output of the server is dropped. The stream is forgotten when the agent reports the end."""
 
-    async def act(made: Connected) -> None:
+    async def act(connected: Connected) -> None:
         if cause == "cancelled":
-            made.task.cancel()
+            connected.task.cancel()
         else:
-            made.reader.set_exception(ConnectionResetError())
+            connected.reader.set_exception(ConnectionResetError())
         with pytest.raises((asyncio.CancelledError, ConnectionResetError)):
-            await made.task
+            await connected.task
         await settle()
-        assert made.link.calls[1:] == [("disconnect", {"process": 1})]
-        assert (made.processes.connections, made.link.forgotten) == (1, [])
-        made.link.routed.from_guest(STREAM, DATA, bytes(WINDOW // 4))
-        assert made.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(WINDOW // 4))]
-        made.link.on_exit(1, 0)
-        assert (made.processes.connections, made.link.forgotten) == (0, [1])
+        assert connected.link.calls[1:] == [("disconnect", {"process": 1})]
+        assert (connected.processes.connections, connected.link.forgotten) == (1, [])
+        connected.link.routed.from_guest(STREAM, DATA, bytes(WINDOW // 4))
+        assert connected.sent(CREDIT) == [encode(STREAMS + STREAM, CREDIT, encode_credit(WINDOW // 4))]
+        connected.link.on_exit(1, 0)
+        assert (connected.processes.connections, connected.link.forgotten) == (0, [1])
 
     run(act)
 
@@ -150,60 +150,60 @@ def test_cancellation_waits_for_the_guests_answer(refusal: VmError | None) -> No
     async def live() -> None:
         link = RoutedLink(refusal=refusal)
         link.gate.clear()
-        made = Connected(link)
+        connected = Connected(link)
         await settle()
-        made.task.cancel()
+        connected.task.cancel()
         await settle()
-        assert not made.task.done()
+        assert not connected.task.done()
         link.gate.set()
         with pytest.raises(asyncio.CancelledError):
-            await made.task
+            await connected.task
         await settle()
         assert [method for method, _ in link.calls] == ["connect", *([] if refusal else ["disconnect"])]
-        assert made.processes.connections == (0 if refusal else 1)
+        assert connected.processes.connections == (0 if refusal else 1)
 
     virtual_time.run(live())
 
 
 def test_host_sends_no_more_than_the_guest_gives_credit_for() -> None:
-    async def act(made: Connected) -> None:
-        made.reader.feed_data(bytes(WINDOW + 100))
+    async def act(connected: Connected) -> None:
+        connected.reader.feed_data(bytes(WINDOW + 100))
         await settle()
-        assert sum(len(frame) - 9 for frame in made.sent(DATA)) == WINDOW
-        assert max(len(frame) - 9 for frame in made.sent(DATA)) == MAX_DATA
-        made.link.routed.from_guest(STREAM, CREDIT, encode_credit(30))
+        assert sum(len(frame) - 9 for frame in connected.sent(DATA)) == WINDOW
+        assert max(len(frame) - 9 for frame in connected.sent(DATA)) == MAX_DATA
+        connected.link.routed.from_guest(STREAM, CREDIT, encode_credit(30))
         await settle()
-        assert sum(len(frame) - 9 for frame in made.sent(DATA)) == WINDOW + 30
-        made.link.routed.from_guest(STREAM, CREDIT, encode_credit(1000))
+        assert sum(len(frame) - 9 for frame in connected.sent(DATA)) == WINDOW + 30
+        connected.link.routed.from_guest(STREAM, CREDIT, encode_credit(1000))
         await settle()
-        assert sum(len(frame) - 9 for frame in made.sent(DATA)) == WINDOW + 100
-        made.task.cancel()
+        assert sum(len(frame) - 9 for frame in connected.sent(DATA)) == WINDOW + 100
+        connected.task.cancel()
 
     run(act)
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_frames_of_other_streams_are_dropped(stream: int) -> None:
-    async def act(made: Connected) -> None:
+    async def act(connected: Connected) -> None:
         kind, payload = (CREDIT, encode_credit(1)) if stream == 0 else (DATA, b"x")
-        made.connection.send(stream, kind, payload)
+        connected.connection.send(stream, kind, payload)
         await settle()
-        assert made.writer.written == b""
-        assert made.link.sent == []
-        made.task.cancel()
+        assert connected.writer.written == b""
+        assert connected.link.sent == []
+        connected.task.cancel()
 
     run(act)
 
 
 def test_all_connections_end_with_the_sandbox() -> None:
-    async def act(made: Connected) -> None:
-        made.processes.end(255, container="c1")
-        assert made.processes.connections == 1
-        made.processes.end(255)
+    async def act(connected: Connected) -> None:
+        connected.processes.end(255, container="c1")
+        assert connected.processes.connections == 1
+        connected.processes.end(255)
         await settle()
-        assert (made.processes.connections, made.writer.aborted) == (0, True)
-        assert made.writer.options == [(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))]
-        made.reader.feed_eof()
-        await made.task
+        assert (connected.processes.connections, connected.writer.aborted) == (0, True)
+        assert connected.writer.options == [(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))]
+        connected.reader.feed_eof()
+        await connected.task
 
     run(act)

@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from hawse.commands.console import caller_terminal, raw_mode, send_master
-from hawse.commands.process import Handed, attend, check_console
+from hawse.commands.process import IoOptions, attend, check_console
 from hawse.commands.spawn import FORWARDED, ProxyProcess
 from hawse.errors import HostError, UsageError
 from tests.support.patience import patience
@@ -47,28 +47,28 @@ def test_combinations_are_those_of_runc(
     terminal: bool, detach: bool, console: str | None, available: bool, error: str
 ) -> None:
     """Engines show runc's sentences, and some of their tests compare them (utils_linux.go, checkTerminal)."""
-    handed = Handed(console, detach)
+    io_options = IoOptions(console, detach)
     if not error:
-        check_console(handed, terminal=terminal, available=lambda: available)
+        check_console(io_options, terminal=terminal, available=lambda: available)
         return
     with pytest.raises(UsageError) as caught:
-        check_console(handed, terminal=terminal, available=lambda: available)
+        check_console(io_options, terminal=terminal, available=lambda: available)
     assert caught.value.message == error
     assert caught.value.hint
 
 
 PROGRAM = """
 from hawse.commands.console import caller_terminal, has_terminal
-with caller_terminal(wanted=True) as found, open({!r}, "w") as file:
-    print(found, has_terminal(), file=file)
+with caller_terminal(needed=True) as terminal, open({!r}, "w") as file:
+    print(terminal, has_terminal(), file=file)
 """
 
 
 @pytest.mark.parametrize(
-    ("terminals", "found"), [((), -1), ((0,), 0), ((1,), 1), ((2,), 2), ((0, 1, 2), 2), ((0, 1), 1)]
+    ("terminals", "expected"), [((), -1), ((0,), 0), ((1,), 1), ((2,), 2), ((0, 1, 2), 2), ((0, 1), 1)]
 )
 def test_terminal_of_the_caller_is_stderr_stdout_or_stdin(
-    tmp_path: Path, terminals: tuple[int, ...], found: int
+    tmp_path: Path, terminals: tuple[int, ...], expected: int
 ) -> None:
     """In this order, as runc searches them; a new session has no controlling terminal."""
     master, slave = os.openpty()
@@ -76,7 +76,7 @@ def test_terminal_of_the_caller_is_stderr_stdout_or_stdin(
         stdin, stdout, stderr = (slave if number in terminals else file.fileno() for number in range(3))
         argv = [sys.executable, "-c", PROGRAM.format(str(tmp_path / "answer"))]
         subprocess.run(argv, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True, check=True)
-    assert (tmp_path / "answer").read_text() == f"{found} {found >= 0}\n"
+    assert (tmp_path / "answer").read_text() == f"{expected} {expected >= 0}\n"
     os.close(master)
     os.close(slave)
 
@@ -96,11 +96,11 @@ def _controlled() -> int:
     for number in range(3):
         os.dup2(null, number)
     before = len(os.listdir("/proc/self/fd"))
-    with caller_terminal(wanted=True) as fd:
-        found = fd > 2 and os.isatty(fd)
-    with caller_terminal(wanted=False) as fd:
-        found = found and fd == -1
-    return 0 if found and len(os.listdir("/proc/self/fd")) == before else 1
+    with caller_terminal(needed=True) as fd:
+        is_found = fd > 2 and os.isatty(fd)
+    with caller_terminal(needed=False) as fd:
+        is_found = is_found and fd == -1
+    return 0 if is_found and len(os.listdir("/proc/self/fd")) == before else 1
 
 
 def test_console_socket_receives_the_master_and_the_slave_is_raw(tmp_path: Path) -> None:
@@ -139,11 +139,11 @@ def lflag(fd: int) -> int:
 def test_callers_terminal_is_raw_until_the_end_of_the_context() -> None:
     master, slave = os.openpty()
     cooked = termios.tcgetattr(slave)
-    with pytest.raises(KeyError), raw_mode(slave, wanted=True):
+    with pytest.raises(KeyError), raw_mode(slave, enabled=True):
         assert not lflag(slave) & termios.ECHO
         raise KeyError
     assert termios.tcgetattr(slave) == cooked
-    with raw_mode(slave, wanted=False):
+    with raw_mode(slave, enabled=False):
         assert termios.tcgetattr(slave) == cooked
     os.close(master)
     os.close(slave)
@@ -151,7 +151,7 @@ def test_callers_terminal_is_raw_until_the_end_of_the_context() -> None:
 
 def test_terminal_that_was_closed_meanwhile_is_not_an_error() -> None:
     master, slave = os.openpty()
-    with raw_mode(slave, wanted=True):
+    with raw_mode(slave, enabled=True):
         os.close(master)
         os.dup2(spare := os.open("/dev/null", os.O_RDONLY), slave)
     os.close(spare)
@@ -160,7 +160,7 @@ def test_terminal_that_was_closed_meanwhile_is_not_an_error() -> None:
 
 def test_raw_mode_ignores_a_pipe() -> None:
     reading, writing = os.pipe()
-    with raw_mode(reading, wanted=True):
+    with raw_mode(reading, enabled=True):
         os.write(writing, b"x")
     assert os.read(reading, 1) == b"x"
     os.close(reading)

@@ -1,4 +1,4 @@
-"""What a plan says of each function: where the guest has it, and why not where the host has it."""
+"""A plan's data about each function: its address in the guest, and the reason if that is not the host's."""
 
 from __future__ import annotations
 
@@ -59,28 +59,28 @@ def steps(*groups: HostGroup | EmulatedGroup, keep: bool = True) -> list[PlugSte
         (["0000:3b:00.0", "0000:3b:00.1"], "group 7 has 2 functions, which are behind one bridge"),
     ],
 )
-def test_an_address_is_kept_where_a_root_port_can_give_it(names: list[str], expected: int | str) -> None:
-    found = mirrored_bus(group(7, *names))
-    assert found == expected if isinstance(expected, int) else str(found).startswith(expected)
+def test_address_is_kept_if_a_root_port_can_provide_it(names: list[str], expected: int | str) -> None:
+    bus = mirrored_bus(group(7, *names))
+    assert bus == expected if isinstance(expected, int) else str(bus).startswith(expected)
 
 
-def test_the_plan_tells_why_an_address_is_another() -> None:
-    made = steps(group(1, "0000:3b:00.0"), group(2, "0000:3c:00.1"), EmulatedGroup(5, ("edu",)))
-    assert [(step.guest_address, step.note) for step in made] == [
+def test_plan_names_the_reason_of_another_address() -> None:
+    plugs = steps(group(1, "0000:3b:00.0"), group(2, "0000:3c:00.1"), EmulatedGroup(5, ("edu",)))
+    assert [(step.guest_address, step.note) for step in plugs] == [
         ("0000:3b:00.0", ""),
         ("0000:02:00.0", "it is 00.1 on its bus, and a port of the guest has 00.0 alone"),
         ("0000:03:00.0", ""),
     ]
-    assert addresses(made) == {"0000:3b:00.0": "0000:3b:00.0", "0000:3c:00.1": "0000:02:00.0"}
+    assert addresses(plugs) == {"0000:3b:00.0": "0000:3b:00.0", "0000:3c:00.1": "0000:02:00.0"}
 
 
-def test_addresses_can_be_left_to_themselves() -> None:
-    """Then all machines of few devices are of one shape, and one template serves them."""
+def test_addresses_are_not_kept_if_so_configured() -> None:
+    """Then all VMs with few devices have the same ports, and one template serves them."""
     [step] = steps(group(1, "0000:3b:00.0"), keep=False)
     assert (step.guest_address, step.note) == ("0000:02:00.0", "devices.keep_addresses is off")
 
 
-def test_windows_are_from_the_bars() -> None:
+def test_windows_are_computed_from_the_bars() -> None:
     bars = (Bar(0, 2**33, False, True, True), Bar(2, 4096, False, False, False), Bar(4, 32, True, False, False))
     [function] = shape(group(1, "0000:3b:00.0", bars=bars)).functions
     assert (function.prefetchable, function.memory, function.io) == ((2**33,), (4096,), 32)
@@ -94,7 +94,7 @@ def test_windows_are_from_the_bars() -> None:
         (["ixgbe"], False, []),
     ],
 )
-def test_what_is_not_on_vfio_is_bound_where_that_is_wanted(
+def test_functions_on_other_drivers_are_bound_if_so_configured(
     drivers: list[str], managed: bool, expected: list[str]
 ) -> None:
     functions = tuple(
@@ -111,7 +111,7 @@ def test_what_is_not_on_vfio_is_bound_where_that_is_wanted(
         ("name", "vfio-noiommu\n", "a device without an IOMMU cannot be passed"),
     ],
 )
-def test_what_no_binding_mends_is_refused_before_one_with_the_inventorys_reason(
+def test_obstacle_that_binding_cannot_remove_is_refused_before_binding(
     tmp_path: Path, path: str, text: str, words: str, *, managed: bool
 ) -> None:
     host = FakeSysfs(str(tmp_path))
@@ -126,7 +126,7 @@ def test_what_no_binding_mends_is_refused_before_one_with_the_inventorys_reason(
 
 
 @pytest.mark.parametrize("managed", [True, False])
-def test_a_bridge_in_the_way_is_told_before_its_group_is_bound(tmp_path: Path, *, managed: bool) -> None:
+def test_bridge_on_another_driver_is_reported_before_its_group_is_bound(tmp_path: Path, *, managed: bool) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:3b:00.0", group=7, driver="ixgbe" if managed else "vfio-pci")
     host.function("0000:3a:00.0", group=7, driver="shpchp", class_code=0x060400)
@@ -134,13 +134,13 @@ def test_a_bridge_in_the_way_is_told_before_its_group_is_bound(tmp_path: Path, *
         check_host([read_group(7, root=host.root)], DeviceOptions(managed=managed), root=host.root)
 
 
-def test_a_group_that_is_to_be_bound_needs_no_node_yet(tmp_path: Path) -> None:
+def test_group_that_will_be_bound_needs_no_node_yet(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:3b:00.0", group=7, driver="ixgbe")
     check_host([read_group(7, root=host.root)], DeviceOptions(managed=True), root=host.root)
 
 
-def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_the_spec() -> None:
+def test_groups_of_the_annotation_add_nodes_and_rules() -> None:
     spec: dict[str, Any] = {
         "linux": {"devices": [{"path": "/dev/vfio/12"}], "resources": {"devices": [{"allow": False}]}}
     }
@@ -160,8 +160,8 @@ def test_groups_that_an_annotation_names_have_nodes_and_rules_beside_those_of_th
 
 
 @pytest.mark.parametrize("group_too", [False, True])
-def test_device_files_have_the_nodes_of_their_groups_beside_them(group_too: bool) -> None:
-    """With the rights that the file was to have; and nothing twice where an engine has named both."""
+def test_device_files_are_added_to_the_nodes_of_their_groups(group_too: bool) -> None:
+    """They have the permissions requested for the file; a device that an engine names twice exists once."""
     entries = [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio3", 510, 3)]
     nodes = (group_node(12, major=240, minor=0),) if group_too else ()
     if group_too:
@@ -188,14 +188,14 @@ def test_device_files_have_the_nodes_of_their_groups_beside_them(group_too: bool
     assert all((device["fileMode"], device["uid"]) == (0o640, 7) for device in spec["linux"]["devices"])
     rules = {(rule.get("major"), rule.get("minor")) for rule in spec["linux"]["resources"]["devices"]}
     assert {(510, 3), (10, 196)} <= rules
-    found = planned_nodes(request, steps(lone))
-    assert [(one.path, one.device) for one in found if one.is_file] == [
+    result = planned_nodes(request, steps(lone))
+    assert [(one.path, one.device) for one in result if one.is_file] == [
         ("/dev/iommu", ""), ("/dev/vfio/devices/vfio3", "vfio-12-0"),
     ]  # fmt: skip
 
 
-def test_a_device_file_is_that_of_its_function() -> None:
-    """An emulated group's is that of the first function: none of them has an address."""
+def test_device_file_belongs_to_its_function() -> None:
+    """Functions of an emulated group have no address: the file is that of the first function."""
     pair, several = group(12, "0000:3b:00.0", "0000:3b:00.1"), EmulatedGroup(5, ("edu", "igb", "edu"))
     files = [
         file_node(12, path="/dev/a", major=510, minor=1, function="0000:3b:00.1"),
@@ -203,24 +203,24 @@ def test_a_device_file_is_that_of_its_function() -> None:
         file_node(5, path="/dev/vfio/devices/vfio5", major=0, minor=5), IOMMU,
     ]  # fmt: skip
     request = Request((container_node(),), (pair, several), tuple(files))
-    found = planned_nodes(request, steps(several, pair))
-    assert found[0] == container_node()
-    assert [(node.path, node.device) for node in found[1:]] == [
+    nodes = planned_nodes(request, steps(several, pair))
+    assert nodes[0] == container_node()
+    assert [(node.path, node.device) for node in nodes[1:]] == [
         ("/dev/a", "vfio-12-1"), ("/dev/b", "vfio-12-0"), ("/dev/vfio/devices/vfio5", "vfio-5-0"), ("/dev/iommu", ""),
     ]  # fmt: skip
-    assert [replace(node, device="") for node in found[1:]] == files
+    assert [replace(node, device="") for node in nodes[1:]] == files
 
 
-def test_groups_that_are_named_twice_are_given_once() -> None:
+def test_group_that_is_named_twice_is_passed_once() -> None:
     request, spec = add_named(Request((), ()), find_groups(["5", "5"], {5: EmulatedGroup(5, ("edu",))}), {})
     assert len(request.groups) == 1
     assert [device["path"] for device in spec["linux"]["devices"]] == ["/dev/vfio/vfio", "/dev/vfio/5"]
 
 
-def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:
-    made = steps(group(12, "0000:3b:00.0"), group(3, "0000:3c:00.1"))
+def test_map_has_both_addresses_of_each_function_and_its_nodes() -> None:
+    plugs = steps(group(12, "0000:3b:00.0"), group(3, "0000:3c:00.1"))
     nodes = [container_node(), group_node(12, major=240, minor=0), group_node(3, major=240, minor=1)]
-    assert device_map(made, nodes, {12: GuestGroup(3, 511, 0), 3: GuestGroup(4, 511, 1)}, {}, {}) == [
+    assert device_map(plugs, nodes, {12: GuestGroup(3, 511, 0), 3: GuestGroup(4, 511, 1)}, {}, {}) == [
         {
             "device": "0000:3b:00.0",
             "host": {"address": "0000:3b:00.0", "group": 12},
@@ -237,8 +237,8 @@ def test_the_map_has_both_sides_of_each_function_and_its_nodes() -> None:
     ], "the path /dev/vfio/3 is the other group's"
 
 
-def test_the_map_has_device_files_where_they_were_asked_for_and_the_guest_has_them() -> None:
-    made = steps(group(12, "0000:3b:00.0", "0000:3b:00.1"))
+def test_map_has_requested_device_files_that_exist_in_the_guest() -> None:
+    plugs = steps(group(12, "0000:3b:00.0", "0000:3b:00.1"))
     nodes = [IOMMU, group_node(12, major=240, minor=0), replace(FILE, device="vfio-12-1")]
     files = {
         "vfio-12-0": Place("/dev/vfio/devices/vfio0", 244, 0),
@@ -246,22 +246,22 @@ def test_the_map_has_device_files_where_they_were_asked_for_and_the_guest_has_th
     }
     groups = {12: GuestGroup(9, 245, 0)}
     own = ["/dev/vfio/9", "/dev/vfio/12"]
-    seen = [entry["nodes"] for entry in device_map(made, nodes, groups, files, {})]
+    seen = [entry["nodes"] for entry in device_map(plugs, nodes, groups, files, {})]
     assert seen == [own, [*own, "/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio3"]]
-    assert [entry["nodes"] for entry in device_map(made, nodes, groups, {}, {})] == [own, own]
+    assert [entry["nodes"] for entry in device_map(plugs, nodes, groups, {}, {})] == [own, own]
 
 
-def test_the_functions_of_a_group_by_device_files_share_one_iommufd() -> None:
+def test_functions_of_a_group_share_one_iommufd() -> None:
     pair = group(12, "0000:3b:00.0", "0000:3b:00.1")
-    made = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
-    commands = [command for step in made for command in step.commands]
+    plugs = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
+    commands = [command for step in plugs for command in step.commands]
     assert [name for name, _ in commands] == ["object-add", "device_add", "device_add"]
     assert commands[0][1] == {"qom-type": "iommufd", "id": "iommufd-12"}
     assert {arguments["iommufd"] for _, arguments in commands[1:]} == {"iommufd-12"}
 
 
-def test_devices_of_the_guests_own_drivers_leave_no_node_of_either_family() -> None:
-    """In the guest the host's numbers are other devices'."""
+def test_native_devices_have_no_vfio_nodes() -> None:
+    """The host's numbers belong to other devices in the guest."""
     entries = [("/dev/iommu", 10, 126), ("/dev/vfio/devices/vfio3", 510, 3), ("/dev/fuse", 10, 229)]
     devices = [{"path": p, "type": "c", "major": major, "minor": minor, "uid": 7} for p, major, minor in entries]
     rules = [{"allow": True, "type": "c", "major": major, "minor": minor} for _, major, minor in entries]

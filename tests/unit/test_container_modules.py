@@ -1,4 +1,4 @@
-"""Modules that every guest loads: names are looked up beside the image before anything starts."""
+"""Modules that every guest loads: their names are looked up in the image's directories before anything is started."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def directory(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("names", [[], ["dm_crypt"], ["dm-crypt", "dm_mod"], ["ipv6"]])
-def test_names_beside_the_image_or_built_in(directory: str, names: list[str]) -> None:
+def test_names_of_modules_in_the_image_or_built_in(directory: str, names: list[str]) -> None:
     check_loaded(names, directory)
 
 

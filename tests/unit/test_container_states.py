@@ -24,29 +24,29 @@ from tests.support.pods import KEY, Pod, heard, pod, run, settle
 SH = {"args": ["sh"]}
 
 
-async def bring(made: Pod, status: str) -> None:
+async def bring(sandbox: Pod, status: str) -> None:
     """Create c2 and bring it to a status."""
-    await made.join(plugs=[])
+    await sandbox.join(plugs=[])
     if status in ("running", "paused", "stopped"):
-        await made.call("c2", "start")
+        await sandbox.call("c2", "start")
     if status == "paused":
-        await made.call("c2", "pause")
+        await sandbox.call("c2", "pause")
     if status == "stopped":
-        made.guest.tell("exit", process=2, code=0)
-        await made.sandbox.find("c2").stopped.wait()
-    assert (made.sandbox.find("c2").status, made.state()["status"]) == (status, status)
+        sandbox.guest.tell("exit", process=2, code=0)
+        await sandbox.sandbox.find("c2").stopped.wait()
+    assert (sandbox.sandbox.find("c2").status, sandbox.state()["status"]) == (status, status)
 
 
-async def ask(made: Pod, verb: str) -> object:
+async def ask(sandbox: Pod, verb: str) -> object:
     if verb == "attach":
-        return await made.call("c2", "attach", **msgspec.to_builtins(wanted(EDU, made.spares)))
+        return await sandbox.call("c2", "attach", **msgspec.to_builtins(wanted(EDU, sandbox.spares)))
     if verb == "exec":
-        await made.announce("c2/k")
+        await sandbox.announce("c2/k")
     params: dict[str, dict[str, Any]] = {
         "kill": {"signal": 15, "all": False}, "kill --all": {"signal": 9, "all": True},
         "exec": {"key": "k", "process": SH}, "detach": {"group": 5, "force": False},
     }  # fmt: skip
-    return await made.call("c2", verb.split()[0], **params.get(verb, {}))
+    return await sandbox.call("c2", verb.split()[0], **params.get(verb, {}))
 
 
 NOT_RUNNING, NO_START = "container not running: c2", "cannot start"
@@ -72,16 +72,16 @@ def test_operation_is_allowed_or_refused_by_state(
     tmp_path: Path, verb: str, created: str, running: str, paused: str, stopped: str
 ) -> None:
     async def story(status: str, refusal: str, directory: Path) -> None:
-        async with pod(directory) as made:
-            await bring(made, status)
-            calls = len(made.guest.calls)
+        async with pod(directory) as sandbox:
+            await bring(sandbox, status)
+            calls = len(sandbox.guest.calls)
             if refusal:
                 with pytest.raises(HawseError, match=f"^{re.escape(refusal)}$") as caught:
-                    await ask(made, verb)
+                    await ask(sandbox, verb)
                 assert caught.value.message == refusal
-                assert len(made.guest.calls) == calls, "the guest is not asked"
+                assert len(sandbox.guest.calls) == calls, "the guest is not called"
             else:
-                await ask(made, verb)
+                await ask(sandbox, verb)
 
     refusals = {"created": created, "running": running, "paused": paused, "stopped": stopped}
     for status, refusal in refusals.items():
@@ -91,14 +91,14 @@ def test_operation_is_allowed_or_refused_by_state(
 @pytest.mark.parametrize("before", ["created", "running"])
 def test_resume_restores_the_state_before_the_pause(tmp_path: Path, before: str) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await bring(made, before)
-            await made.call("c2", "pause")
-            assert made.state()["status"] == "paused"
-            await made.call("c2", "resume")
-            assert made.state()["status"] == before
-            asked = [(call["container"], call["frozen"]) for call in made.guest.asked("freeze")]
-            assert asked == [("c2", True), ("c2", False)]
+        async with pod(tmp_path) as sandbox:
+            await bring(sandbox, before)
+            await sandbox.call("c2", "pause")
+            assert sandbox.state()["status"] == "paused"
+            await sandbox.call("c2", "resume")
+            assert sandbox.state()["status"] == before
+            freezes = [(call["container"], call["frozen"]) for call in sandbox.guest.asked("freeze")]
+            assert freezes == [("c2", True), ("c2", False)]
 
     run(story)
 
@@ -106,16 +106,16 @@ def test_resume_restores_the_state_before_the_pause(tmp_path: Path, before: str)
 @pytest.mark.parametrize("verb", ["pause", "resume"])
 def test_container_that_exits_during_pause_or_resume_stays_stopped(tmp_path: Path, verb: str) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await bring(made, "running" if verb == "pause" else "paused")
-            held = made.guest.held["freeze"] = asyncio.Event()
-            asking = asyncio.create_task(made.call("c2", verb))
-            await until(lambda: len(made.guest.asked("freeze")) == 1 + (verb == "resume"))
-            made.guest.tell("exit", process=2, code=0)
-            await made.sandbox.find("c2").stopped.wait()
+        async with pod(tmp_path) as sandbox:
+            await bring(sandbox, "running" if verb == "pause" else "paused")
+            held = sandbox.guest.held["freeze"] = asyncio.Event()
+            asking = asyncio.create_task(sandbox.call("c2", verb))
+            await until(lambda: len(sandbox.guest.asked("freeze")) == 1 + (verb == "resume"))
+            sandbox.guest.tell("exit", process=2, code=0)
+            await sandbox.sandbox.find("c2").stopped.wait()
             held.set()
             await asking
-            assert made.state()["status"] == "stopped"
+            assert sandbox.state()["status"] == "stopped"
 
     run(story)
 
@@ -123,31 +123,31 @@ def test_container_that_exits_during_pause_or_resume_stays_stopped(tmp_path: Pat
 @pytest.mark.parametrize("ends", [False, True])
 def test_failed_start_restores_created_unless_stopped(tmp_path: Path, ends: bool) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await bring(made, "created")
-            held = made.guest.held["start"] = asyncio.Event()
-            made.guest.answers["start"] = VmError("agent: no")
-            starting = asyncio.create_task(made.call("c2", "start"))
-            await until(lambda: made.guest.asked("start") == [{"container": "c2"}])
-            assert made.state()["status"] == "running", "a short program may exit before the call returns"
+        async with pod(tmp_path) as sandbox:
+            await bring(sandbox, "created")
+            held = sandbox.guest.held["start"] = asyncio.Event()
+            sandbox.guest.answers["start"] = VmError("agent: no")
+            starting = asyncio.create_task(sandbox.call("c2", "start"))
+            await until(lambda: sandbox.guest.asked("start") == [{"container": "c2"}])
+            assert sandbox.state()["status"] == "running", "a short program may exit before the call returns"
             if ends:
-                made.guest.tell("exit", process=2, code=1)
-                await made.sandbox.find("c2").stopped.wait()
+                sandbox.guest.tell("exit", process=2, code=1)
+                await sandbox.sandbox.find("c2").stopped.wait()
             held.set()
             with pytest.raises(VmError, match="agent: no"):
                 await starting
-            assert made.state()["status"] == ("stopped" if ends else "created")
+            assert sandbox.state()["status"] == ("stopped" if ends else "created")
 
     run(story)
 
 
 def test_second_concurrent_start_is_refused(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await bring(made, "created")
-            answers = await asyncio.gather(*(made.call("c2", "start") for _ in range(2)), return_exceptions=True)
+        async with pod(tmp_path) as sandbox:
+            await bring(sandbox, "created")
+            answers = await asyncio.gather(*(sandbox.call("c2", "start") for _ in range(2)), return_exceptions=True)
             assert sorted(map(str, answers)) == ["[]", "cannot start an already running container: c2"]
-            assert len(made.guest.asked("start")) == 1
+            assert len(sandbox.guest.asked("start")) == 1
 
     run(story)
 
@@ -156,9 +156,9 @@ def test_container_whose_proxy_has_ended_has_no_pid(tmp_path: Path) -> None:
     """The pid may be another process's by then, and a namespace of that process is not the container's."""
 
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await made.join()
-            container = made.sandbox.find("c2")
+        async with pod(tmp_path) as sandbox:
+            await sandbox.join()
+            container = sandbox.sandbox.find("c2")
             assert container.pid == os.getpid()
             assert container._proxy is not None
             container._proxy.process = reused()
@@ -171,9 +171,9 @@ def test_state_file_after_creation(tmp_path: Path) -> None:
     hooks = {"poststop": [{"path": "/bin/true"}]}
 
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await made.join(annotations={"a": "b"}, hooks=hooks, owner="root")
-            state = made.state()
+        async with pod(tmp_path) as sandbox:
+            await sandbox.join(annotations={"a": "b"}, hooks=hooks, owner="root")
+            state = sandbox.state()
             mine = os.getpid()
             assert (state["id"], state["sandbox"], state["bundle"], state["owner"]) == ("c2", "c1", "/b", "root")
             assert (state["pid"], state["pidStart"], state["monitorPid"]) == (mine, start_time(mine), mine)
@@ -181,50 +181,50 @@ def test_state_file_after_creation(tmp_path: Path) -> None:
             assert state["hooks"] == hooks
             assert state["created"].endswith("Z")
             assert [entry["host"]["group"] for entry in state["vfio"]] == [5]
-            assert "hooks" not in made.state("c1")
-            assert made.state("c1")["network"] == []
+            assert "hooks" not in sandbox.state("c1")
+            assert sandbox.state("c1")["network"] == []
 
     run(story)
 
 
 def test_state_file_lists_attached_devices(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await made.join()
-            more = msgspec.to_builtins(wanted(NICS, made.spares))
-            made.guest.answers["bind_vfio"] = BOUND | {"group": 4, "minor": 1}
-            entries = await made.call("c2", "attach", **more)
+        async with pod(tmp_path) as sandbox:
+            await sandbox.join()
+            more = msgspec.to_builtins(wanted(NICS, sandbox.spares))
+            sandbox.guest.answers["bind_vfio"] = BOUND | {"group": 4, "minor": 1}
+            entries = await sandbox.call("c2", "attach", **more)
             assert isinstance(entries, list)
             assert [entry["host"]["group"] for entry in entries] == [7, 7]
-            assert [entry["host"]["group"] for entry in made.state()["vfio"]] == [5, 7, 7]
-            await made.call("c2", "detach", group=5, force=True)
-            assert made.guest.asked("remove_nodes")[0]["force"] is True
-            assert [entry["host"]["group"] for entry in made.state()["vfio"]] == [7, 7]
-            made.guest.answers["remove_nodes"] = DeviceError("it is in use")
+            assert [entry["host"]["group"] for entry in sandbox.state()["vfio"]] == [5, 7, 7]
+            await sandbox.call("c2", "detach", group=5, force=True)
+            assert sandbox.guest.asked("remove_nodes")[0]["force"] is True
+            assert [entry["host"]["group"] for entry in sandbox.state()["vfio"]] == [7, 7]
+            sandbox.guest.answers["remove_nodes"] = DeviceError("it is in use")
             with pytest.raises(DeviceError, match="it is in use"):
-                await made.call("c2", "detach", group=7, force=False)
-            assert [entry["host"]["group"] for entry in made.state()["vfio"]] == [7, 7]
+                await sandbox.call("c2", "detach", group=7, force=False)
+            assert [entry["host"]["group"] for entry in sandbox.state()["vfio"]] == [7, 7]
 
     run(story)
 
 
 def test_attach_and_detach_wait_for_the_creation(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            made.guest.held["create"] = asyncio.Event()
-            await made.announce(f"c2/{KEY}")
-            creating = asyncio.create_task(made.create(made.joining(plugs=[])))
-            await until(lambda: len(made.guest.asked("create")) == 2)
-            attaching = asyncio.create_task(ask(made, "attach"))
-            detaching = asyncio.create_task(ask(made, "detach"))
+        async with pod(tmp_path) as sandbox:
+            sandbox.guest.held["create"] = asyncio.Event()
+            await sandbox.announce(f"c2/{KEY}")
+            creating = asyncio.create_task(sandbox.create(sandbox.joining(plugs=[])))
+            await until(lambda: len(sandbox.guest.asked("create")) == 2)
+            attaching = asyncio.create_task(ask(sandbox, "attach"))
+            detaching = asyncio.create_task(ask(sandbox, "detach"))
             await settle()
             assert not attaching.done()
             assert not detaching.done()
-            made.sandbox.end()
+            sandbox.sandbox.end()
             for waiting in (attaching, detaching):
                 with pytest.raises(StateError, match="container not running: c2 is stopped"):
                     await waiting
-            made.guest.held["create"].set()
+            sandbox.guest.held["create"].set()
             await asyncio.gather(creating, return_exceptions=True)
 
     run(story)
@@ -232,30 +232,30 @@ def test_attach_and_detach_wait_for_the_creation(tmp_path: Path) -> None:
 
 def test_vm_failure_is_recorded_for_containers_that_had_not_stopped(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            proxy = await made.join(plugs=[])
-            await made.call("c1", "start")
-            made.guest.tell("exit", process=1, code=0)
-            await made.sandbox.first.stopped.wait()
-            made.sandbox.lose(VmError("QEMU ended", hint="look"))
-            made.sandbox.end()
+        async with pod(tmp_path) as sandbox:
+            proxy = await sandbox.join(plugs=[])
+            await sandbox.call("c1", "start")
+            sandbox.guest.tell("exit", process=1, code=0)
+            await sandbox.sandbox.first.stopped.wait()
+            sandbox.sandbox.lose(VmError("QEMU ended", hint="look"))
+            sandbox.sandbox.end()
             assert await heard(proxy) == ("exit", {"code": 255})
-            assert made.state()["failure"]["message"] == "QEMU ended"
-            assert made.state()["status"] == "stopped"
-            assert "failure" not in made.state("c1")
+            assert sandbox.state()["failure"]["message"] == "QEMU ended"
+            assert sandbox.state()["status"] == "stopped"
+            assert "failure" not in sandbox.state("c1")
 
     run(story)
 
 
 def test_missing_state_directory_does_not_stop_a_start(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            await made.join(plugs=[])
-            for name in os.listdir(f"{made.store.root}/c2"):
-                os.unlink(f"{made.store.root}/c2/{name}")
-            os.rmdir(f"{made.store.root}/c2")
-            await made.sandbox.find("c2").start()
-            assert made.sandbox.find("c2").status == "running"
-            assert not os.path.exists(f"{made.store.root}/c2")
+        async with pod(tmp_path) as sandbox:
+            await sandbox.join(plugs=[])
+            for name in os.listdir(f"{sandbox.store.root}/c2"):
+                os.unlink(f"{sandbox.store.root}/c2/{name}")
+            os.rmdir(f"{sandbox.store.root}/c2")
+            await sandbox.sandbox.find("c2").start()
+            assert sandbox.sandbox.find("c2").status == "running"
+            assert not os.path.exists(f"{sandbox.store.root}/c2")
 
     run(story)

@@ -1,4 +1,5 @@
-"""Processes, statistics, limits and OOM kills of one container: what the guest and the host's cgroup are asked for."""
+"""Processes, statistics, limits and OOM kills of one container: the calls to the guest and changes of the host's
+cgroup."""
 
 from __future__ import annotations
 
@@ -50,10 +51,10 @@ class Container:
         processes.begin(cast(Any, self.link))
         spec = {"linux": {"resources": RESOURCES}} if spec is None else spec
         cgroup = cgroup or CgroupPlan(path="/c1", limits=limits or HostLimits(cpus="0-1"))
-        made = msgspec.structs.replace(plan().container, spec=spec, cgroup=cgroup)
-        host_cgroup = HostCgroup(made.cgroup, str(directory))
+        planned = msgspec.structs.replace(plan().container, spec=spec, cgroup=cgroup)
+        host_cgroup = HostCgroup(planned.cgroup, str(directory))
         self.usage = Usage(
-            made, processes, host_cgroup, self.state, lambda: self.written.append(dict(self.state)),
+            planned, processes, host_cgroup, self.state, lambda: self.written.append(dict(self.state)),
             last={"cpu": 7, "node": 0}.__getitem__,
         )  # fmt: skip
 
@@ -64,9 +65,9 @@ class Container:
 @pytest.mark.parametrize("status", ["creating", "stopped"])
 def test_container_that_does_not_run_is_refused(tmp_path: Path, status: str) -> None:
     async def story() -> None:
-        made = Container(tmp_path, status)
+        container = Container(tmp_path, status)
         with pytest.raises(StateError, match=f"container not running: c1 is {status}"):
-            await made.usage.answer("listing", {})
+            await container.usage.answer("listing", {})
 
     virtual_time.run(story())
 
@@ -75,50 +76,50 @@ def test_container_that_does_not_run_is_refused(tmp_path: Path, status: str) -> 
 def test_listing_and_statistics_are_converted(tmp_path: Path, status: str) -> None:
     async def story() -> None:
         process = {"uid": 0, "pid": 1, "parent": 0, "age": 100, "terminal": "?", "used": 10, "command": "/bin/sh"}
-        made = Container(tmp_path, status, listing=[[process]], statistics={"pids.current": "7\n"})
-        assert await made.usage.answer("listing", {}) == [(0, 1, 0, 100, "?", 10, "/bin/sh")]
-        statistics = await made.usage.answer("statistics", {})
+        container = Container(tmp_path, status, listing=[[process]], statistics={"pids.current": "7\n"})
+        assert await container.usage.answer("listing", {}) == [(0, 1, 0, 100, "?", 10, "/bin/sh")]
+        statistics = await container.usage.answer("statistics", {})
         assert isinstance(statistics, dict)
         assert statistics["pids"] == {"current": 7}
-        assert await made.usage.answer("pids", {}) == []
-        assert made.link.calls == [("listing", {"container": "c1"}), ("statistics", {"container": "c1"})]
+        assert await container.usage.answer("pids", {}) == []
+        assert container.link.calls == [("listing", {"container": "c1"}), ("statistics", {"container": "c1"})]
         with pytest.raises(VmError, match="the monitor has no method other"):
-            await made.usage.answer("other", {})
+            await container.usage.answer("other", {})
 
     virtual_time.run(story())
 
 
 def test_update_of_guest_limits_leaves_the_hosts_cgroup(tmp_path: Path) -> None:
-    """Only what changes is sent, and nothing that is asked for again. The host's CPUs are never sent to the guest."""
+    """Only changed values are sent, and unchanged ones are not. The host's CPUs are never sent to the guest."""
 
     async def story() -> None:
-        made = Container(tmp_path)
-        assert await made.usage.update({"memory": {"limit": 128}}) == []
+        container = Container(tmp_path)
+        assert await container.usage.update({"memory": {"limit": 128}}) == []
         for again in ({"pids": {"limit": 5}}, {"pids": {"limit": 5}, "memory": {"limit": 128}}, {}):
-            assert await made.usage.update(again) == []
-        first, second = (params["resources"] for _, params in made.link.calls)
+            assert await container.usage.update(again) == []
+        first, second = (params["resources"] for _, params in container.link.calls)
         assert first == {"memory": {"limit": 128}}
         assert second == {"pids": {"limit": 5}}
-        assert made.files() == {}
+        assert container.files() == {}
         cpu = {"shares": 512, "cpus": "0-1"}
-        assert made.written[-1]["limits"] == {"memory": {"limit": 128}, "cpu": cpu, "pids": {"limit": 5}}
+        assert container.written[-1]["limits"] == {"memory": {"limit": 128}, "cpu": cpu, "pids": {"limit": 5}}
 
     virtual_time.run(story())
 
 
 def test_update_of_host_limits(tmp_path: Path) -> None:
     async def story() -> None:
-        made = Container(tmp_path)
-        assert await made.usage.update({"cpu": {"cpus": "2", "shares": 1024}}) == []
-        assert made.files() == {"cpuset.cpus": "2", "cpu.weight": "39"}
-        assert made.link.calls[-1][1]["resources"]["cpu"] == {"shares": 1024}
+        container = Container(tmp_path)
+        assert await container.usage.update({"cpu": {"cpus": "2", "shares": 1024}}) == []
+        assert container.files() == {"cpuset.cpus": "2", "cpu.weight": "39"}
+        assert container.link.calls[-1][1]["resources"]["cpu"] == {"shares": 1024}
         (tmp_path / "cgroup" / "cpuset.cpus").unlink()
         with pytest.raises(HostError, match="'3' is not set"):
-            await made.usage.update({"cpu": {"cpus": "3"}})
-        assert len(made.link.calls) == 1, "the guest is not asked for the rest"
+            await container.usage.update({"cpu": {"cpus": "3"}})
+        assert len(container.link.calls) == 1, "the guest gets no other limits"
         (tmp_path / "cgroup" / "cpu.weight").unlink()
         with pytest.raises(HostError, match="'2' is not set"):
-            await made.usage.update({"cpu": {"shares": 2}})
+            await container.usage.update({"cpu": {"shares": 2}})
 
     virtual_time.run(story())
 
@@ -162,18 +163,18 @@ def test_update_of_cpus_of_a_container_without_a_cgroup_names_the_cause(tmp_path
     virtual_time.run(story())
 
 
-def test_update_that_fails_is_not_remembered(tmp_path: Path) -> None:
+def test_failed_update_is_not_recorded(tmp_path: Path) -> None:
     async def story() -> None:
-        made = Container(tmp_path, update=[VmError("agent: no"), None])
+        container = Container(tmp_path, update=[VmError("agent: no"), None])
         with pytest.raises(ConfigError):
-            await made.usage.update([])
+            await container.usage.update([])
         with pytest.raises(VmError, match="agent: no"):
-            await made.usage.update({"memory": {"limit": 128}})
-        kept: Any = made.written[-1]["limits"]
-        assert kept is None, "`hawse update` asks the monitor"
-        await made.usage.update({})
-        assert made.link.calls[-1][1]["resources"] == {"memory": {"limit": 64}, "cpu": {"shares": 512}}
-        assert made.state["limits"]["memory"] == {"limit": 64}
+            await container.usage.update({"memory": {"limit": 128}})
+        kept: Any = container.written[-1]["limits"]
+        assert kept is None, "`hawse update` calls the monitor"
+        await container.usage.update({})
+        assert container.link.calls[-1][1]["resources"] == {"memory": {"limit": 64}, "cpu": {"shares": 512}}
+        assert container.state["limits"]["memory"] == {"limit": 64}
 
     virtual_time.run(story())
 
@@ -219,13 +220,14 @@ def test_hosts_limits_that_cannot_be_set_back_are_reported(tmp_path: Path, monke
 
 @pytest.mark.parametrize("spec", [{}, {"linux": {"resources": None}}, {"linux": {"resources": {"cpu": None}}}])
 def test_container_without_limits_has_the_hosts(tmp_path: Path, spec: dict[str, Any]) -> None:
-    """The specification names no CPUs any more: the plan took them out. Giving the same again changes nothing."""
+    """The specification names no CPUs any more: planning has removed them. Setting the same CPUs again changes
+    nothing."""
 
     async def story() -> None:
-        made = Container(tmp_path, spec=spec)
-        await made.usage.update({"cpu": {"cpus": "0-1"}})
-        assert made.files() == {}
-        assert made.link.calls == []
+        container = Container(tmp_path, spec=spec)
+        await container.usage.update({"cpu": {"cpus": "0-1"}})
+        assert container.files() == {}
+        assert container.link.calls == []
 
     virtual_time.run(story())
 
@@ -233,16 +235,16 @@ def test_container_without_limits_has_the_hosts(tmp_path: Path, spec: dict[str, 
 @pytest.mark.parametrize(("seconds", "longest"), [(5.0, 5), (10.0**9, 24 * 3600)])
 def test_wait_for_an_oom_kill_is_bounded(tmp_path: Path, seconds: float, longest: float) -> None:
     async def story() -> None:
-        made = Container(tmp_path)
+        container = Container(tmp_path)
         began = asyncio.get_running_loop().time()
-        assert await made.usage.answer("await_oom", {"seen": 0, "seconds": seconds}) == 0
+        assert await container.usage.answer("await_oom", {"seen": 0, "seconds": seconds}) == 0
         assert longest <= asyncio.get_running_loop().time() - began < longest + 1
 
     virtual_time.run(story())
 
 
 def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
-    """The agent reports the total. The host's cgroup shows one kill, however many there were."""
+    """The agent reports the total. The host's cgroup records one kill, even if several have happened."""
     recorded = []
 
     class Recording(HostCgroup):
@@ -250,16 +252,22 @@ def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
             recorded.append(1)
 
     async def story() -> None:
-        made = Container(tmp_path)
+        container = Container(tmp_path)
         processes = Processes(seconds=1)
         cgroup = Recording(CgroupPlan(path="/c1"), str(tmp_path))
-        usage = Usage(plan().container, processes, cgroup, made.state, lambda: made.written.append(dict(made.state)))
+        usage = Usage(
+            plan().container,
+            processes,
+            cgroup,
+            container.state,
+            lambda: container.written.append(dict(container.state)),
+        )
         waiting = [asyncio.create_task(usage.answer("await_oom", {"seen": n, "seconds": 50})) for n in (0, 1)]
         await asyncio.sleep(1)
         for kills in (1, 1, 3, 2):
             usage.note_oom(kills)
         assert await asyncio.gather(*waiting) == [1, 3]
-        assert [state["oomKills"] for state in made.written] == [1, 3]
+        assert [state["oomKills"] for state in container.written] == [1, 3]
         while not recorded:
             await asyncio.sleep(0.01)
         assert await usage.answer("await_oom", {"seen": 3, "seconds": 50}) == 3
@@ -268,19 +276,19 @@ def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
     virtual_time.run(story())
 
 
-def test_flood_of_oom_kills_is_told_once_a_second(tmp_path: Path) -> None:
-    """Each is a write to the disk and an event of the engine's, and how many there are is the guest's to say."""
+def test_flood_of_oom_kills_is_reported_once_a_second(tmp_path: Path) -> None:
+    """Each report causes a disk write and an event of the engine, and the guest determines their number."""
 
     async def story() -> None:
-        made = Container(tmp_path)
+        container = Container(tmp_path)
         loop, times, counts = asyncio.get_running_loop(), list[float](), list[int]()
 
         def write() -> None:
             times.append(loop.time())
-            counts.append(made.state["oomKills"])
+            counts.append(container.state["oomKills"])
 
         cgroup = HostCgroup(CgroupPlan(), str(tmp_path))
-        usage = Usage(plan().container, Processes(seconds=1), cgroup, made.state, write)
+        usage = Usage(plan().container, Processes(seconds=1), cgroup, container.state, write)
         for kills in range(1, 301):
             usage.note_oom(kills)
             await asyncio.sleep(0.01)
@@ -292,15 +300,15 @@ def test_flood_of_oom_kills_is_told_once_a_second(tmp_path: Path) -> None:
     virtual_time.run(story())
 
 
-def test_cgroup_that_cannot_be_told_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cgroup_that_cannot_record_an_oom_kill_is_logged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Failing(HostCgroup):
         def record_oom(self) -> None:
             raise OSError("no room")
 
     async def story() -> None:
-        made = Container(tmp_path)
+        container = Container(tmp_path)
         cgroup = Failing(CgroupPlan(path="/c1"), str(tmp_path))
-        usage = Usage(plan().container, Processes(seconds=1), cgroup, made.state, lambda: None)
+        usage = Usage(plan().container, Processes(seconds=1), cgroup, container.state, lambda: None)
         usage.note_oom(1)
         text = ""
         async with asyncio.timeout(60):

@@ -1,4 +1,5 @@
-"""The cgroup of the monitors: where it is, who is moved there, and that it goes with the last sandbox."""
+"""The cgroup of the monitors: its location, the processes that are moved there, and its removal with the last
+sandbox."""
 
 from __future__ import annotations
 
@@ -34,14 +35,14 @@ UNIFIED = Hierarchy("/c/unified", 2, frozenset())
         ([UNIFIED], "", []),
     ],
 )
-def test_control_cgroup_is_where_cpu_time_is_divided(
+def test_control_cgroup_is_in_the_hierarchy_of_the_cpu_controller(
     mounted: Sequence[Hierarchy], path: str, expected: list[tuple[str, str]]
 ) -> None:
     assert places(mounted, path) == expected
 
 
 class Host:
-    """A hierarchy of version 2 of plain files; the last pid that was written to a file of it can be read."""
+    """A hierarchy of version 2 with plain files; the last pid that was written to a file of it can be read."""
 
     def __init__(self, directory: Path, *, made: bool = True) -> None:
         self.mount = directory / "cgroup"
@@ -69,35 +70,35 @@ def host(tmp_path: Path) -> Host:
 
 def test_processes_are_moved_there_and_back(host: Host) -> None:
     me = open_process(os.getpid())
-    made = host.control()
-    assert made.is_apart
-    assert made.enter([me]) == []
+    cgroup = host.control()
+    assert cgroup.is_apart
+    assert cgroup.enter([me]) == []
     assert host.inside("hawse.control") == str(os.getpid())
-    made.leave([me])
+    cgroup.leave([me])
     assert host.inside("pod") == str(os.getpid())
     assert (host.state / "control-cgroup").read_text() == f"{host.mount}/hawse.control\n"
 
 
 def test_process_that_has_ended_is_not_moved(host: Host) -> None:
-    """Its pid may be another's by now."""
+    """Its pid may belong to another process by now."""
     ended = Process(os.getpid(), -1)
-    made = host.control()
-    assert made.enter([ended]) == []
-    made.leave([ended])
+    cgroup = host.control()
+    assert cgroup.enter([ended]) == []
+    cgroup.leave([ended])
     assert (host.inside("hawse.control"), host.inside("pod")) == ("", "")
 
 
-def test_sandbox_without_a_cgroup_has_nothing_to_leave(tmp_path: Path) -> None:
+def test_sandbox_without_a_cgroup_is_not_moved(tmp_path: Path) -> None:
     host = Host(tmp_path, made=False)
     for path in ("/pod", ""):
-        made = host.control(path)
-        assert not made.is_apart
-        assert made.enter([open_process(os.getpid())]) == []
+        cgroup = host.control(path)
+        assert not cgroup.is_apart
+        assert cgroup.enter([open_process(os.getpid())]) == []
     assert os.listdir(host.mount) == []
     assert os.listdir(host.state) == []
 
 
-def test_cgroup_that_cannot_be_made_is_warned_of(host: Host) -> None:
+def test_cgroup_that_cannot_be_created_is_a_warning(host: Host) -> None:
     (host.mount / "hawse.control").write_text("")
     [text] = host.control().enter([open_process(os.getpid())])
     assert f"its monitor, which cannot be in {host.mount}/hawse.control: Not a directory [" in text
@@ -105,23 +106,23 @@ def test_cgroup_that_cannot_be_made_is_warned_of(host: Host) -> None:
 
 def test_last_sandbox_removes_it(host: Host) -> None:
     control.release(str(host.state))
-    made = host.control()
-    made.enter([Process(0, -1)])
+    cgroup = host.control()
+    cgroup.enter([Process(0, -1)])
     assert (host.mount / "hawse.control").is_dir()
     (host.mount / "hawse.control" / "other").mkdir()
     control.release(str(host.state))
-    assert (host.mount / "hawse.control").is_dir(), "another sandbox is in it"
+    assert (host.mount / "hawse.control").is_dir(), "another sandbox uses it"
     (host.mount / "hawse.control" / "other").rmdir()
     control.release(str(host.state))
     assert not (host.mount / "hawse.control").exists()
 
 
-def test_hasten_moves_a_process_by_the_record_alone(host: Host) -> None:
+def test_hasten_needs_the_record_and_an_existing_control_cgroup(host: Host) -> None:
     me = open_process(os.getpid())
     control.hasten(str(host.state), me)
     host.control().enter([])
     control.hasten(str(host.state), me)
-    assert host.inside("hawse.control") == "", "the directory has gone"
+    assert host.inside("hawse.control") == "", "the directory was removed"
     (host.mount / "hawse.control").mkdir()
     control.hasten(str(host.state), me)
     assert host.inside("hawse.control") == str(os.getpid())
@@ -141,7 +142,7 @@ class Moves(ControlCgroup):
         self.moves.append(("leave", len(list(processes))))  # type: ignore[call-overload]
 
 
-def test_nothing_is_moved_for_what_ends_at_once() -> None:
+def test_nothing_is_moved_for_a_short_task() -> None:
     async def story() -> None:
         moves = Moves()
         hurry = Hurry(moves, lambda: [Process(1, -1)])
@@ -153,7 +154,7 @@ def test_nothing_is_moved_for_what_ends_at_once() -> None:
     virtual_time.run(story())
 
 
-def test_programs_are_moved_once_for_all_who_wait_and_come_back_after_the_last() -> None:
+def test_programs_are_moved_once_for_all_waiters_and_back_after_the_last() -> None:
     async def story() -> None:
         moves = Moves()
         hurry = Hurry(moves, lambda: [Process(1, -1), Process(2, -1)])
@@ -173,7 +174,7 @@ def test_programs_are_moved_once_for_all_who_wait_and_come_back_after_the_last()
     virtual_time.run(story())
 
 
-def test_who_waits_may_be_cancelled() -> None:
+def test_waiter_can_be_cancelled() -> None:
     async def story() -> None:
         moves = Moves()
         hurry = Hurry(moves, lambda: [Process(1, -1)])

@@ -1,4 +1,5 @@
-"""Lists of the host's CPUs and memory nodes: what is a list, what the host has, and where a pod's machine may run."""
+"""Lists of the host's CPUs and memory nodes: their syntax, the numbers that the host has, and the CPUs of a pod's
+VM."""
 
 from __future__ import annotations
 
@@ -35,13 +36,13 @@ from hawse.oci.limits.cpusets import check, parse, together, written
         ("all", {0, 1, 2, 3, 4, 5, 6, 7}),
     ],
 )
-def test_lists_are_read_as_the_kernel_reads_them(text: str, numbers: set[int]) -> None:
+def test_lists_are_parsed_as_by_the_kernel(text: str, numbers: set[int]) -> None:
     assert check("linux.resources", "cpus", text, last=7) == numbers
 
 
 @pytest.mark.parametrize("text", ["", " ", ",", "0-", "-1", "-", "3-1", "0-3-5", "a", "0x1", "1.5", "٣", "0-7:0/2",
                                   "0-7:3/2", "0-7:1/0", "0-7:1", "1" * 30, "0;1"])  # fmt: skip
-def test_what_is_no_list_is_named(text: str) -> None:
+def test_invalid_list_is_named(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check("linux.resources", "cpus", text, last=7)
     assert caught.value.sentence().endswith("is no list of CPUs [write it as 0-3,8]")
@@ -49,7 +50,7 @@ def test_what_is_no_list_is_named(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["8", "0-8", "1000", "0-4294967295", f"0-{10**19}", "4294967295-4294967295", "7,9"])
-def test_numbers_that_the_host_does_not_have_are_refused_without_a_list_of_them(text: str) -> None:
+def test_numbers_that_the_host_lacks_are_refused_in_a_short_error(text: str) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(ConfigError, match="this host does not have all of these: its CPUs are 0 to 7"):
@@ -59,18 +60,18 @@ def test_numbers_that_the_host_does_not_have_are_refused_without_a_list_of_them(
         tracemalloc.stop()
 
 
-def test_memory_nodes_have_a_word_of_their_own() -> None:
+def test_memory_nodes_are_called_memory_nodes() -> None:
     with pytest.raises(ConfigError, match=r"linux\.resources\.cpu\.mems: '1': .* its memory nodes are 0 only"):
         check("linux.resources", "mems", "1", last=0)
 
 
 @pytest.mark.parametrize("text", ["0", "0-3", "0-3,8", "1,3,5", ""])
-def test_numbers_are_written_as_the_kernel_writes_them(text: str) -> None:
+def test_numbers_are_formatted_as_by_the_kernel(text: str) -> None:
     assert written(parse(text, last=9) if text else ()) == text
 
 
 @pytest.mark.parametrize(
-    ("own", "lists", "found"),
+    ("own", "lists", "expected"),
     [
         ("", [], ""),
         ("0-3", [], "0-3"),
@@ -83,26 +84,26 @@ def test_numbers_are_written_as_the_kernel_writes_them(text: str) -> None:
         ("0-3", ["1", "0-1:0/2"], "0-3"),
     ],
 )
-def test_a_pods_machine_runs_where_its_containers_may(own: str, lists: list[str], found: str) -> None:
-    """One without a list may use all that its sandbox may."""
-    assert together(own, lists, last=7) == found
+def test_vm_of_a_pod_may_use_the_cpus_of_its_containers(own: str, lists: list[str], expected: str) -> None:
+    """A container without a list may use all CPUs of its sandbox."""
+    assert together(own, lists, last=7) == expected
 
 
 @pytest.mark.parametrize(("text", "last"), [("0-1\n", 1), ("0\n", 0), ("0-63,128-191\n", 191)])
-def test_the_last_number_is_what_the_kernel_has_room_for(tmp_path: Path, text: str, last: int) -> None:
+def test_last_number_is_the_maximum_of_the_kernel(tmp_path: Path, text: str, last: int) -> None:
     (tmp_path / "sys/devices/system/node").mkdir(parents=True)
     (tmp_path / "sys/devices/system/node/possible").write_text(text)
     assert last_number("node", root=str(tmp_path)) == last
 
 
-def test_a_kernel_without_numa_has_node_zero(tmp_path: Path) -> None:
+def test_kernel_without_numa_has_node_0(tmp_path: Path) -> None:
     assert last_number("node", root=str(tmp_path)) == 0
     assert last_number("cpu") >= 0
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_machine_follows_its_containers(tmp_path: Path, version: int) -> None:
-    """Nothing is written as long as no container has a list; afterwards the machine may run where it could before."""
+def test_cpus_of_a_vm_follow_its_containers(tmp_path: Path, version: int) -> None:
+    """Without a list nothing is written. Afterwards the VM may use the CPUs that it could use before."""
     cgroup = tmp_path / "pod" / "c1"
     cgroup.mkdir(parents=True)
     for directory in (cgroup, cgroup.parent):

@@ -1,4 +1,4 @@
-"""What `create` and `run` do last: the pid file, and telling what there is to know of what has been done."""
+"""The last steps of `create` and `run`: the pid file, the log, stderr, and the undoing of a failed creation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hawse.commands import spawn
-from hawse.commands.create import take_back
+from hawse.commands.create import undo_creation
 from hawse.commands.process import write_pid_file
 from hawse.errors import HostError, VmError
 from hawse.log import Log
@@ -20,8 +20,9 @@ from hawse.state.store import Store
 NOTES = [("warning", "something to know"), ("debug", "something more")]
 
 
-def test_a_pid_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
-    """Engines read it as soon as it is there. A rename puts a new file in place; what has the old one open keeps it."""
+def test_pid_file_is_written_atomically(tmp_path: Path) -> None:
+    """Engines read it as soon as it exists. A rename puts the new file in place; a program that has opened the old one
+    keeps it."""
     path = tmp_path / "pid"
     path.write_text("1234567")
     with open(path) as old:
@@ -31,21 +32,21 @@ def test_a_pid_file_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["pid"]
 
 
-def test_a_pid_file_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+def test_pid_file_that_cannot_be_written_is_reported_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"cannot write the pid file .*/none/pid: No such file or directory"):
         write_pid_file(str(tmp_path / "none" / "pid"), 42)
 
 
 @pytest.mark.parametrize("path", ["/dev/full", "/none/log"])
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_a_log_that_cannot_be_written_fails_nothing(path: str, form: str) -> None:
+def test_log_that_cannot_be_written_is_not_an_error(path: str, form: str) -> None:
     Log(path, form=form, debug=True).tell(NOTES)
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("stderr", ["closed", "full"])
-def test_a_stderr_that_nobody_reads_fails_nothing(form: str, stderr: str) -> None:
-    """Not at the exit either, where Python writes once more what is left, and makes the exit code 120."""
+def test_stderr_without_a_reader_is_not_an_error(form: str, stderr: str) -> None:
+    """Not even at the exit, when Python flushes stderr once more and would make the exit code 120."""
     program = f"from hawse.log import Log; Log(form={form!r}).tell({NOTES!r})"
     if stderr == "closed":
         reading, writing = os.pipe()
@@ -78,21 +79,21 @@ class Stuck(Store):
 
 
 @pytest.mark.parametrize(("hint", "together"), [("", "remove it"), ("see the log", "see the log; remove it")])
-def test_failure_of_the_undoing_is_added_to_the_reason(tmp_path: Path, hint: str, together: str) -> None:
+def test_failure_of_the_undoing_is_added_to_the_error(tmp_path: Path, hint: str, together: str) -> None:
     store = Stuck(str(tmp_path), "c1")
     store.make()
     error = VmError("no machine", hint=hint)
-    told = take_back(store, error, None)
+    told = undo_creation(store, error, None)
     assert (type(told), told.message, told.hint) == (VmError, "no machine; and then its directory stays", together)
     assert (error.message, error.hint) == ("no machine", hint)
 
 
-def test_cgroup_that_stays_is_added_to_the_reason(tmp_path: Path) -> None:
+def test_cgroup_that_cannot_be_removed_is_added_to_the_error(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "state"), "c1")
     store.make()
     (tmp_path / "cgroup/other").mkdir(parents=True)
     (Path(store.path) / "cgroups").write_text(f"{tmp_path}/cgroup\n")
     error = VmError("no machine")
-    told = take_back(store, error, None)
+    told = undo_creation(store, error, None)
     assert told.message == f"no machine; and then the cgroup {tmp_path}/cgroup cannot be removed: Directory not empty"
     assert not os.path.exists(store.path)

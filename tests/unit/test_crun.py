@@ -1,4 +1,4 @@
-"""What crun says of a program that cannot run, in the words and codes that engines look for."""
+"""crun's errors about a program that cannot run, translated to the texts and exit codes that engines expect."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from hawse.errors import CommandError, VmError
         ("the path `/etc` is not a regular file: Operation not permitted", 126, "permission denied"),
     ],
 )
-def test_a_program_that_cannot_run(message: str, code: int, words: str) -> None:
+def test_program_that_cannot_run_has_the_text_and_code_of_runc(message: str, code: int, words: str) -> None:
     error = explain(message, verb="create", command="/bin/it")
     assert isinstance(error, CommandError)
     assert error.exit_code == code
     assert words in str(error)
 
 
-def test_what_is_not_about_the_program_is_told_as_it_is() -> None:
+def test_other_errors_of_crun_are_reported_unchanged() -> None:
     error = explain("mount `tmpfs` to `/x`: Operation not permitted", verb="create", command="/bin/it")
     assert isinstance(error, VmError)
     assert str(error) == "crun create in the guest: mount `tmpfs` to `/x`: Operation not permitted"

@@ -1,4 +1,4 @@
-"""`delete`: which containers it takes, whom it waits for, and that nothing is left in any of its ways."""
+"""`delete`: the containers that it accepts, the processes that it awaits, and that nothing remains."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sandbox(hawse: Command) -> Iterator[FakeMonitor]:
 
 
 def joined(sandbox: FakeMonitor, name: str, **state: object) -> Store:
-    """A container that has joined the sandbox; whoever asks for it asks the sandbox's monitor."""
+    """A container that has joined the sandbox; calls for it go to the sandbox's monitor."""
     store = Store(sandbox.store.root, name)
     store.make(sandbox=sandbox.store)
     store.write(sandbox.state | {"id": name, "status": STOPPED} | state)
@@ -72,7 +72,7 @@ def test_container_whose_monitor_has_died_is_removed(hawse: Command) -> None:
 
 
 class Patient(Store):
-    """A state directory whose monitor ends when its lock has been looked at often enough."""
+    """A state directory whose monitor ends after its lock was checked a number of times."""
 
     looks = 0
 
@@ -110,7 +110,7 @@ def test_poststop_hooks_run_after_the_deletion(hawse: Command, tmp_path: Path, s
     assert done.errors == (warning if runs else "")
     assert seen.exists() is runs
     if runs:
-        assert seen.read_text() == "", "the container was still there"
+        assert seen.read_text() == "", "the container still existed"
 
 
 def test_joined_container_leaves_its_sandbox(hawse: Command, sandbox: FakeMonitor) -> None:
@@ -123,7 +123,7 @@ def test_joined_container_leaves_its_sandbox(hawse: Command, sandbox: FakeMonito
 
 
 def test_joined_container_that_its_sandbox_cannot_delete_stays(hawse: Command, sandbox: FakeMonitor) -> None:
-    """What is left of it in the machine stays on record for the next deletion."""
+    """The record of what remains in the VM is kept for the next deletion."""
     sandbox.answers["delete"] = VmError("its device is in use")
     store = joined(sandbox, "c1")
     done = hawse("delete", "c1")
@@ -154,7 +154,7 @@ def test_joined_container_goes_with_a_sandbox_that_ends_meanwhile(
 
 
 def test_joined_container_waits_for_a_sandbox_that_is_ending(sandbox: FakeMonitor) -> None:
-    """The sandbox's monitor has stopped listening and still holds its lock: it gives things back just then."""
+    """The sandbox's monitor has stopped listening and still holds its lock, since it is releasing its resources."""
     joined(sandbox, "c1")
     sandbox.answers["delete"] = HANG_UP
     store = Patient(sandbox, "c1")
@@ -164,7 +164,7 @@ def test_joined_container_waits_for_a_sandbox_that_is_ending(sandbox: FakeMonito
 
 
 def test_directory_with_files_below_its_share_stays(hawse: Command) -> None:
-    """Nothing below the share is removed recursively: it may be somebody's file system."""
+    """Nothing below the share is removed recursively: it may be a file system of the host or the user."""
     store = hawse.store("c1")
     with FakeMonitor(store, status=STOPPED):
         os.makedirs(f"{store.path}/share/c1/rootfs")
@@ -185,7 +185,7 @@ signal.pause()
 
 
 def test_monitor_that_does_not_end_is_killed(hawse: Command) -> None:
-    """Its children, QEMU among them, are killed with it by the kernel."""
+    """The kernel kills its children, including QEMU, with it."""
     with FakeMonitor(hawse.store("c1")) as monitor:
         monitor.end()
     lock = f"{monitor.store.path}/lock"
@@ -201,7 +201,7 @@ def test_monitor_that_does_not_end_is_killed(hawse: Command) -> None:
 
 
 def test_monitor_that_ends_in_time_is_left_to_end(hawse: Command) -> None:
-    """It gives devices back meanwhile: killing it would leave them."""
+    """It is releasing devices: if it were killed, they would not be released."""
     with FakeMonitor(hawse.store("c1")) as monitor:
         monitor.end()
     program = STUCK.replace("signal.SIG_IGN", "lambda *_: sys.exit(5)")

@@ -1,4 +1,4 @@
-"""--preserve-fds: which descriptors are handed on, in which direction, and what is said of the others."""
+"""--preserve-fds: the descriptors that are passed, their directions, and the errors about others."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ def anonymous(target: str) -> Descriptor:
         (replace(FILE, flags=W | os.O_APPEND), OUT),
     ],
 )
-def test_a_stream_of_bytes_is_handed_on_in_the_direction_of_its_access_mode(
-    descriptor: Descriptor, answer: str
-) -> None:
+def test_byte_stream_is_passed_in_the_direction_of_its_access_mode(descriptor: Descriptor, answer: str) -> None:
     assert refuse(descriptor) is None
     assert direction(descriptor) == answer
 
@@ -58,69 +56,67 @@ def test_a_stream_of_bytes_is_handed_on_in_the_direction_of_its_access_mode(
     ("descriptor", "words"),
     [
         (replace(SOCKET, listening=True, connected=False), "a listening socket"),
-        (replace(SOCKET, stream=False), "a socket that keeps messages apart"),
+        (replace(SOCKET, stream=False), "a socket with message boundaries"),
         (replace(SOCKET, connected=False), "a socket that is not connected"),
         (replace(PIPE, flags=RW), "a pipe open for reading and writing"),
         (replace(FILE, flags=RW), "a file open for reading and writing"),
         (replace(FILE, flags=R | os.O_PATH), "an O_PATH descriptor"),
         (replace(FILE, target="/memfd:x (deleted)"), "a memfd"),
         (replace(FILE, mode=stat.S_IFDIR), "a directory"),
-        (replace(FILE, mode=stat.S_IFBLK), "no stream of bytes (/srv/file)"),
+        (replace(FILE, mode=stat.S_IFBLK), "not a byte stream (/srv/file)"),
         (replace(NULL, target="/dev/full", device=(1, 7)), "the device /dev/full"),
         (replace(NULL, target="/dev/fuse", device=(10, 229)), "the device /dev/fuse"),
-        (anonymous("anon_inode:[eventpoll]"), "an object of the host's kernel (eventpoll)"),
-        (anonymous("anon_inode:bpf-prog"), "an object of the host's kernel (bpf-prog)"),
-        (replace(FILE, target="net:[4026531840]"), "an object of the host's kernel (net:[4026531840)"),
-        (replace(FILE, target="pidfd:[12]"), "an object of the host's kernel (pidfd:[12)"),
+        (anonymous("anon_inode:[eventpoll]"), "an object of the host kernel (eventpoll)"),
+        (anonymous("anon_inode:bpf-prog"), "an object of the host kernel (bpf-prog)"),
+        (replace(FILE, target="net:[4026531840]"), "an object of the host kernel (net:[4026531840])"),
+        (replace(FILE, target="pidfd:[12]"), "an object of the host kernel (pidfd:[12])"),
     ],
 )
-def test_all_else_is_refused_by_what_it_is(descriptor: Descriptor, words: str) -> None:
+def test_other_descriptors_are_refused_with_their_kind(descriptor: Descriptor, words: str) -> None:
     with pytest.raises(UsageError) as caught:
         preserve(1, look=lambda number: descriptor if number == 3 else None)
-    assert caught.value.message == (
-        f"--preserve-fds: descriptor 3 is {words}, which cannot be handed into a virtual machine"
-    )
+    assert caught.value.message == (f"--preserve-fds: descriptor 3 cannot be passed into a VM: it is {words}")
     assert caught.value.hint
 
 
-def among(*found: Descriptor) -> Callable[[int], Descriptor | None]:
-    """These are open, and nothing else is."""
-    return {each.number: each for each in found}.get
+def among(*descriptors: Descriptor) -> Callable[[int], Descriptor | None]:
+    """Only these descriptors are open."""
+    return {each.number: each for each in descriptors}.get
 
 
 STDIN = replace(PIPE, number=0, inode=(13, 1))
 
 
 @pytest.mark.parametrize(
-    ("count", "listening", "found", "words"),
+    ("count", "listening", "descriptors", "words"),
     [
-        (-1, 0, (), "--preserve-fds -1: less than none"),
+        (-1, 0, (), "--preserve-fds -1: negative number"),
         (1, 0, (), "--preserve-fds: descriptor 3 is not open"),
         (2, 0, (SOCKET,), "--preserve-fds: descriptor 4 is not open"),
         (0, 1, (), "LISTEN_FDS: descriptor 3 is not open"),
         (1, 1, (SOCKET,), "--preserve-fds: descriptor 4 is not open"),
-        (0, 1, (replace(SOCKET, listening=True),), "LISTEN_FDS: descriptor 3 is a listening socket, which cannot"),
-        (62, 0, (), "--preserve-fds 62: at most 61 descriptors can be handed on"),
-        (2**70, 0, (), f"--preserve-fds {2**70}: at most 61 descriptors can be handed on"),
-        (31, 31, (), "--preserve-fds 31 and LISTEN_FDS 31: at most 61 descriptors can be handed on"),
-        (1, 0, (replace(STDIN, inode=PIPE.inode), PIPE), "descriptor 3 reads from what descriptor 0 reads from, and"),
-        (2, 0, (SOCKET, replace(SOCKET, number=4)), "descriptor 4 reads from what descriptor 3 reads from, and"),
+        (0, 1, (replace(SOCKET, listening=True),), "LISTEN_FDS: descriptor 3 cannot be passed into a VM"),
+        (62, 0, (), "--preserve-fds 62: at most 61 descriptors can be passed"),
+        (2**70, 0, (), f"--preserve-fds {2**70}: at most 61 descriptors can be passed"),
+        (31, 31, (), "--preserve-fds 31 and LISTEN_FDS 31: at most 61 descriptors can be passed"),
+        (1, 0, (replace(STDIN, inode=PIPE.inode), PIPE), "descriptor 3 reads from the same source as descriptor 0"),
+        (2, 0, (SOCKET, replace(SOCKET, number=4)), "descriptor 4 reads from the same source as descriptor 3"),
         (
             1, 0, (replace(TERMINAL, number=0, inode=(5, 9), device=(5, 0)), TERMINAL),
-            "descriptor 3 reads from what descriptor 0 reads from, and",
+            "descriptor 3 reads from the same source as descriptor 0",
         ),
     ],
 )  # fmt: skip
-def test_what_cannot_be_handed_on_is_named(
-    count: int, listening: int, found: tuple[Descriptor, ...], words: str
+def test_descriptor_that_cannot_be_passed_is_named(
+    count: int, listening: int, descriptors: tuple[Descriptor, ...], words: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        preserve(count, listening=listening, look=among(*found))
+        preserve(count, listening=listening, look=among(*descriptors))
     assert words in caught.value.message
 
 
 @pytest.mark.parametrize(
-    ("found", "answer"),
+    ("descriptors", "answer"),
     [
         ((), ()),
         ((STDIN, PIPE, replace(PIPE, number=4, flags=W)), (IN, OUT)),
@@ -129,8 +125,8 @@ def test_what_cannot_be_handed_on_is_named(
         (tuple(replace(PIPE, number=3 + n, inode=(13, n)) for n in range(MAX_PRESERVED)), (IN,) * MAX_PRESERVED),
     ],
 )
-def test_several_are_handed_on(found: tuple[Descriptor, ...], answer: tuple[str, ...]) -> None:
-    assert preserve(len(answer), look=among(*found)) == answer
+def test_several_descriptors_are_passed(descriptors: tuple[Descriptor, ...], answer: tuple[str, ...]) -> None:
+    assert preserve(len(answer), look=among(*descriptors)) == answer
 
 
 @pytest.mark.parametrize(
@@ -144,12 +140,12 @@ def test_several_are_handed_on(found: tuple[Descriptor, ...], answer: tuple[str,
         ({"LISTEN_FDS": "two", "LISTEN_PID": "7"}, 0),
     ],
 )
-def test_systemd_hands_descriptors_to_one_process(environment: dict[str, str], count: int) -> None:
+def test_descriptors_of_systemd_belong_to_one_process(environment: dict[str, str], count: int) -> None:
     assert activated(environment, 7) == count
 
 
 @given(st.builds(Descriptor, st.integers(3, 63), st.text(), st.integers(0, 2**16 - 1), st.integers(0, 2**31 - 1)))
-def test_whatever_the_kernel_tells_there_is_an_answer(descriptor: Descriptor) -> None:
+def test_any_descriptor_is_accepted_or_refused(descriptor: Descriptor) -> None:
     refusal = refuse(descriptor)
     assert direction(descriptor) in (IN, OUT, BOTH) if refusal is None else all(refusal)
 
@@ -160,14 +156,14 @@ def opened() -> Iterator[ExitStack]:
         yield stack
 
 
-def test_what_the_kernel_tells(opened: ExitStack) -> None:
+def test_inspected_descriptors_match_the_kernel(opened: ExitStack) -> None:
     def look(fd: int, *, owned: bool = False) -> Descriptor:
         if not owned:
             opened.callback(os.close, fd)
         os.set_inheritable(fd, True)
-        found = inspect(fd)
-        assert found is not None
-        return found
+        descriptors = inspect(fd)
+        assert descriptors is not None
+        return descriptors
 
     ours, theirs = (opened.enter_context(end) for end in socket.socketpair())
     idle = opened.enter_context(socket.socket())
@@ -184,7 +180,7 @@ def test_what_the_kernel_tells(opened: ExitStack) -> None:
     for descriptor, answer in handed.items():
         assert (refuse(descriptor), direction(descriptor)) == (None, answer)
     refused = {
-        look(idle.fileno(), owned=True): "not connected", look(messages.fileno(), owned=True): "messages apart",
+        look(idle.fileno(), owned=True): "not connected", look(messages.fileno(), owned=True): "message boundaries",
         look(listener.fileno(), owned=True): "listening", look(os.open(directory, R)): "directory",
         look(os.memfd_create("x")): "memfd", look(os.eventfd(0)): "eventfd", look(os.pidfd_open(os.getpid())): "pidfd",
         look(os.open("/proc/self/ns/net", R)): "net:", look(os.open(directory, os.O_PATH)): "O_PATH",
@@ -194,5 +190,5 @@ def test_what_the_kernel_tells(opened: ExitStack) -> None:
         refusal = refuse(descriptor)
         assert refusal is not None
         assert words in refusal[0]
-    assert inspect(theirs.fileno()) is None, "nobody has handed on what is closed at an execve(2)"
+    assert inspect(theirs.fileno()) is None, "a descriptor that execve(2) closes was not inherited"
     assert inspect(1000) is None

@@ -21,7 +21,7 @@ void interval_tree_span_iter_next(void) {}
 
 
 def test_definitions_are_those_of_autoconf_h() -> None:
-    """A module's option has the suffix _MODULE, and IS_ENABLED() reads either (include/linux/kconfig.h)."""
+    """The option of a module ends in _MODULE, and IS_ENABLED() accepts either form (include/linux/kconfig.h)."""
     assert kernel.definitions({"IOMMUFD": "m", "VFIO_DEVICE_CDEV": "y"}) == [
         "-DCONFIG_IOMMUFD_MODULE=1",
         "-DCONFIG_VFIO_DEVICE_CDEV=1",

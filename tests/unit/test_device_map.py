@@ -1,4 +1,4 @@
-"""The map from functions of the host to the guest's: those of the guest's own drivers, and whose a node is."""
+"""The map from functions of the host to those of the guest: native functions, and the owner of each node."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def node(path: str, group: int | None, device: str = "") -> VfioNode:
 EDU = NativeFunction("edu", [], [])
 
 
-def test_a_function_of_the_guests_own_driver_has_no_group_there() -> None:
+def test_native_function_has_no_group_in_the_guest() -> None:
     nodes = [NativeNode("nvme0", "c", 241, 0), NativeNode("nvme0n1", "b", 259, 0)]
     native = NativeFunction("nvme", ["eth0"], nodes)
     plugs = [plug(5), plug(7, note="another address")]
@@ -45,20 +45,20 @@ def test_a_function_of_the_guests_own_driver_has_no_group_there() -> None:
     ]
 
 
-def test_both_kinds_of_function_are_in_one_map() -> None:
+def test_native_and_vfio_functions_are_in_one_map() -> None:
     entries = device_map([plug(5), plug(7)], [], {7: GuestGroup(3, 511, 0)}, {}, {"vfio-5-0": EDU})
     assert [sorted(entry["guest"]) for entry in entries] == [["address", "driver"], ["address", "group"]]
     assert [entry["nodes"] for entry in entries] == [[], ["/dev/vfio/3"]]
 
 
-def test_a_path_that_is_another_functions_in_the_guest_is_not_this_ones() -> None:
+def test_path_of_another_function_in_the_guest_is_not_used() -> None:
     groups = {5: GuestGroup(7, 511, 0), 7: GuestGroup(5, 511, 1)}
     nodes = [node("/dev/vfio/5", 5), node("/dev/vfio/7", 7), node("/dev/vfio/mine", 5)]
     assert places(plug(5), nodes, groups, {}) == [("/dev/vfio/7", 511, 0), ("/dev/vfio/mine", 511, 0)]
     assert places(plug(7), nodes, groups, {}) == [("/dev/vfio/5", 511, 1)]
 
 
-def test_a_device_file_is_at_its_path_in_the_guest_and_at_the_one_asked_for() -> None:
+def test_device_file_is_at_its_path_in_the_guest_and_at_the_requested_one() -> None:
     files = {
         "vfio-5-0": Place("/dev/vfio/devices/vfio0", 244, 0),
         "vfio-7-0": Place("/dev/vfio/devices/vfio1", 244, 1),
@@ -71,28 +71,30 @@ def test_a_device_file_is_at_its_path_in_the_guest_and_at_the_one_asked_for() ->
     assert places(plug(5), nodes, groups, files) == [
         ("/dev/vfio/3", 511, 0), ("/dev/vfio/5", 511, 0), ("/dev/vfio/devices/vfio0", 244, 0),
         ("/dev/vfio/devices/vfio9", 244, 0),
-    ], "vfio1 is another's in the guest"  # fmt: skip
+    ], "in the guest, vfio1 belongs to another function"  # fmt: skip
     assert places(plug(5), nodes[:1], groups, files) == [("/dev/vfio/3", 511, 0), ("/dev/vfio/5", 511, 0)]
 
 
-def test_a_function_of_the_device_file_interface_is_not_at_its_groups_path() -> None:
+def test_function_with_a_device_file_is_not_at_the_path_of_its_group() -> None:
     files = {"vfio-5-0": Place("/dev/vfio/7", 244, 0)}
     nodes = [node("/dev/vfio/7", 5), node("/dev/vfio/x", 5, "vfio-5-0")]
-    found = places(plug(5), nodes, {5: GuestGroup(3, 511, 0)}, files)
-    assert found == [("/dev/vfio/3", 511, 0), ("/dev/vfio/7", 244, 0), ("/dev/vfio/x", 244, 0)]
+    locations = places(plug(5), nodes, {5: GuestGroup(3, 511, 0)}, files)
+    assert locations == [("/dev/vfio/3", 511, 0), ("/dev/vfio/7", 244, 0), ("/dev/vfio/x", 244, 0)]
 
 
-def test_every_node_gets_its_place_in_the_guest() -> None:
-    """The path and the numbers of the specification stay; a device file has the group of its function."""
+def test_every_node_gets_its_path_in_the_guest() -> None:
+    """The path and the numbers of the specification are kept; a device file belongs to the group of its function."""
     groups = {5: GuestGroup(3, 511, 0), 7: GuestGroup(4, 511, 1)}
     files = {"": Place("/dev/iommu", 10, 120), "vfio-7-0": Place("/dev/vfio/devices/vfio0", 244, 0)}
     iommu = VfioNode(path="/dev/iommu", major=10, minor=126, host_group=None, is_file=True)
     nodes = [container_node(), node("/dev/x", 5), iommu, node("/dev/vfio/devices/vfio9", 7, "vfio-7-0")]
 
     def located(files: dict[str, Place]) -> list[tuple[int | None, str, tuple[int, int] | None]]:
-        found = locate(nodes, groups, files)
-        assert [(each.path, each.host_numbers) for each in found] == [(each.path, each.host_numbers) for each in nodes]
-        return [(each.guest_group, each.guest_path, each.guest_numbers) for each in found]
+        locations = locate(nodes, groups, files)
+        assert [(each.path, each.host_numbers) for each in locations] == [
+            (each.path, each.host_numbers) for each in nodes
+        ]
+        return [(each.guest_group, each.guest_path, each.guest_numbers) for each in locations]
 
     both = [(None, "", (10, 196)), (3, "/dev/vfio/3", (511, 0))]
     assert located(files) == [
@@ -100,4 +102,4 @@ def test_every_node_gets_its_place_in_the_guest() -> None:
     ]  # fmt: skip
     assert located({}) == [
         *both, (None, "/dev/iommu", None), (4, "/dev/vfio/devices/vfio9", None)
-    ], "the guest's kernel has no device files"  # fmt: skip
+    ], "the guest kernel has no device files"  # fmt: skip

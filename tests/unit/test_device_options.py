@@ -1,4 +1,4 @@
-"""What configuration and annotations say of how devices are given."""
+"""Device options from the configuration and from annotations."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ TOKEN = "2ab74924-c335-45f4-9b16-8569e5b08258"
         (Devices(), {"org.example.hawse.": "any", "hawse": "any"}, DeviceOptions()),
     ],
 )
-def test_annotations_go_before_the_configuration(
+def test_annotations_override_the_configuration(
     config: Devices, annotations: dict[str, str], expected: DeviceOptions
 ) -> None:
     assert device_options(Config(devices=replace(config, annotations=ANNOTATIONS)), annotations) == expected
 
 
 @pytest.mark.parametrize("name", ANNOTATIONS)
-def test_an_annotation_that_the_configuration_does_not_allow_is_refused(name: str) -> None:
-    """Whoever may create a pod chooses its annotations."""
+def test_annotation_that_the_configuration_does_not_allow_is_refused(name: str) -> None:
+    """Every user who may create a pod chooses its annotations."""
     others = tuple(other for other in ANNOTATIONS if other != name)
     config = Config(devices=Devices(annotations=others))
     with pytest.raises(ConfigError, match=f"^annotations: hawse.{name} is not allowed on this host$") as caught:
@@ -45,7 +45,7 @@ def test_an_annotation_that_the_configuration_does_not_allow_is_refused(name: st
     assert "devices.annotations" in caught.value.hint
 
 
-def test_by_default_no_annotation_takes_a_device() -> None:
+def test_annotations_for_devices_are_refused_by_default() -> None:
     assert set(Devices().annotations) == {"hugepages", "keep-addresses"}
 
 
@@ -57,6 +57,6 @@ def test_by_default_no_annotation_takes_a_device() -> None:
         ("hawse.vf_token", TOKEN, "annotations: hawse.vf_token is unknown"),
     ],
 )
-def test_what_is_not_understood_is_named(name: str, value: str, words: str) -> None:
+def test_invalid_option_is_named(name: str, value: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         device_options(Config(devices=Devices(annotations=ANNOTATIONS)), {name: value})

@@ -1,4 +1,4 @@
-"""linux.resources.devices as runc applies it; each verdict was asked of runc 1.1.5 on cgroup v1."""
+"""linux.resources.devices as runc applies it; the expected verdicts were obtained from runc 1.1.5 on cgroup v1."""
 
 from __future__ import annotations
 
@@ -40,39 +40,39 @@ def rule(allow: bool, major: int | None = None, minor: int | None = None, access
         ([ALL, rule(False, None, None, "m")], "r w rw"),
     ],
 )
-def test_open_is_allowed_as_under_runc(rules: list[DeviceRule], opened: str) -> None:
-    made = effective("config.json", rules)
-    assert " ".join(access for access in ("r", "w", "rw") if verdict(made, (1, 11), access)) == opened
+def test_open_is_allowed_as_with_runc(rules: list[DeviceRule], opened: str) -> None:
+    translated = effective("config.json", rules)
+    assert " ".join(access for access in ("r", "w", "rw") if verdict(translated, (1, 11), access)) == opened
 
 
 @pytest.mark.parametrize(
     "rules", [[], [NONE], [ALL], [ALL, rule(False, 1, 3)], [ALL, rule(False, 1, 3, "r")], [NONE, rule(False, 1, 3)]]
 )
 def test_default_devices_are_allowed_whatever_the_rules(rules: list[DeviceRule]) -> None:
-    made = effective("config.json", rules)
+    translated = effective("config.json", rules)
     for numbers in ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, 4)):
-        assert verdict(made, numbers, "rwm"), numbers
-    assert verdict(made, (77, 1), "m")
+        assert verdict(translated, numbers, "rwm"), numbers
+    assert verdict(translated, (77, 1), "m")
 
 
 def test_denials_that_overlap_add_up() -> None:
-    """Also where none is part of another: c 511:* and c *:7 have c 511:7 in common."""
-    made = effective(
+    """Also if neither contains the other: c 511:* and c *:7 have c 511:7 in common."""
+    translated = effective(
         "config.json",
         [ALL, rule(False, 511, None, "w"), rule(False, None, 77, "r"), rule(False, 511, 8, "m")],
     )
     opened = {
-        numbers: "".join(access for access in "rwm" if verdict(made, numbers, access))
+        numbers: "".join(access for access in "rwm" if verdict(translated, numbers, access))
         for numbers in ((511, 77), (511, 8), (511, 1), (200, 77), (200, 1))
     }
     assert opened == {(511, 77): "m", (511, 8): "r", (511, 1): "rm", (200, 77): "wm", (200, 1): "rwm"}
 
 
-def test_rules_are_as_crun_takes_them() -> None:
-    made: list[dict[str, Any]] = effective("config.json", [NONE, rule(True, 511, None, "wr")])
-    assert made[0] == {"allow": False, "type": "a", "access": "rwm"}
-    assert made[1] == {"allow": True, "type": "c", "major": 511, "access": "rw"}
-    assert {"allow": True, "type": "b", "access": "m"} in made
+def test_rules_are_translated_for_crun() -> None:
+    translated: list[dict[str, Any]] = effective("config.json", [NONE, rule(True, 511, None, "wr")])
+    assert translated[0] == {"allow": False, "type": "a", "access": "rwm"}
+    assert translated[1] == {"allow": True, "type": "c", "major": 511, "access": "rw"}
+    assert {"allow": True, "type": "b", "access": "m"} in translated
 
 
 @pytest.mark.parametrize(

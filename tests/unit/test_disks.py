@@ -52,8 +52,8 @@ class Box:
         self.descriptors.append(fd)
         return fd
 
-    async def attach(self, *wanted: DiskPlan, owner: str = "c1") -> dict[tuple[int, int], tuple[int, int]]:
-        return await self.disks.attach(wanted, owner=owner, qmp=self.qmp, link=self.link)  # type: ignore[arg-type]
+    async def attach(self, *disks: DiskPlan, owner: str = "c1") -> dict[tuple[int, int], tuple[int, int]]:
+        return await self.disks.attach(disks, owner=owner, qmp=self.qmp, link=self.link)  # type: ignore[arg-type]
 
     async def detach(self, owner: str = "c1") -> None:
         await self.disks.detach(owner=owner, qmp=self.qmp)  # type: ignore[arg-type]
@@ -101,13 +101,15 @@ def test_containers_share_a_disk() -> None:
         box = Box(FakeQmp(), [VDA, VDB, VDC])
         first = await box.attach(SDB)
         reader = msgspec.structs.replace(SDB, writable=False)
-        assert await box.attach(reader, owner="c2") == first, "one that may be written to serves a reader"
+        assert await box.attach(reader, owner="c2") == first, "a writable disk can be shared with a reader"
         assert len(box.opened) == 1
         await box.detach("c1")
         assert box.qmp.plugged == {"disk1"}
         await box.attach(SDC, owner="c2")
         writer = msgspec.structs.replace(SDC, writable=True)
-        assert await box.attach(writer, owner="c3") == {(8, 32): (254, 32)}, "a reader's does not serve a writer"
+        assert await box.attach(writer, owner="c3") == {(8, 32): (254, 32)}, (
+            "a read-only disk cannot be shared with a writer"
+        )
         await box.detach("c2")
         await box.detach("c3")
         box.prove_empty()
@@ -222,10 +224,10 @@ def test_disk_that_the_guest_keeps_stays_on_record() -> None:
                 await box.detach()
             assert box.disks.keeps("c1")
             assert len(box.claims.spares) == 3
-            assert box.disks.plugged == [], "nobody is given what the guest may release at any moment"
-            for wanted in (SDB, msgspec.structs.replace(SDB, writable=False)):
+            assert box.disks.plugged == [], "a disk that the guest may release at any moment is not shared"
+            for disk in (SDB, msgspec.structs.replace(SDB, writable=False)):
                 with pytest.raises(DeviceError, match="the guest has not released it after container c1"):
-                    await box.attach(wanted, owner="c2")
+                    await box.attach(disk, owner="c2")
         await box.detach("c2")
         await box.attach(SDC, owner="c2")
         box.qmp.patience = 1
@@ -241,13 +243,13 @@ def test_disk_that_the_guest_keeps_stays_on_record() -> None:
 @pytest.mark.parametrize(("disks", "groups", "fits"), [(0, 4, True), (2, 2, True), (3, 2, False), (1, 4, False)])
 def test_container_that_joins_a_pod_needs_ports(disks: int, groups: int, fits: bool) -> None:
     room = Room(spares=list(plan_ports([]).ports), disks=[SDB])
-    wanted = [msgspec.structs.replace(SDC, minor=32 + n) for n in range(disks)]
-    wanted += [SDB, msgspec.structs.replace(SDB, writable=False)]
+    requests = [msgspec.structs.replace(SDC, minor=32 + n) for n in range(disks)]
+    requests += [SDB, msgspec.structs.replace(SDB, writable=False)]
     if fits:
-        room.check_disks(wanted, groups=groups)
+        room.check_disks(requests, groups=groups)
         return
     with pytest.raises(DeviceError, match=rf"ports are needed for {disks} block devices?, and {4 - groups} of"):
-        room.check_disks(wanted, groups=groups)
+        room.check_disks(requests, groups=groups)
 
 
 @pytest.mark.parametrize(("disks", "ports"), [(0, 4), (4, 4), (5, 8), (9, 16), (60, 64)])
@@ -291,10 +293,10 @@ ADDRESS = "0000:02:00.0"
 
 @pytest.fixture
 def guest(tmp_path: Path) -> FakeSysfs:
-    made = FakeSysfs(str(tmp_path))
-    made.function(ADDRESS, group=1, driver="virtio-pci")
-    made.write("sys/bus/pci/drivers_probe", "")
-    return made
+    kernel = FakeSysfs(str(tmp_path))
+    kernel.function(ADDRESS, group=1, driver="virtio-pci")
+    kernel.write("sys/bus/pci/drivers_probe", "")
+    return kernel
 
 
 def bind(guest: FakeSysfs) -> dict[str, int]:

@@ -27,11 +27,11 @@ def test_limit_is_enough_for_each_page_of_the_guest(memory_mib: int, entries: in
     assert entries >= memory_mib * 256 + DEFAULT
 
 
-@pytest.mark.parametrize(("limit", "wanted", "after"), [(DEFAULT, 100_000, 100_000), (200_000, 100_000, 200_000)])
-def test_limit_is_raised_and_never_lowered(host: FakeSysfs, limit: int, wanted: int, after: int) -> None:
+@pytest.mark.parametrize(("limit", "needed", "after"), [(DEFAULT, 100_000, 100_000), (200_000, 100_000, 200_000)])
+def test_limit_is_raised_and_never_lowered(host: FakeSysfs, limit: int, needed: int, after: int) -> None:
     host.write(PATH, f"{limit}\n")
     os.makedirs(f"{host.root}/run")
-    dma_mappings.try_to_raise([0, wanted, 70_000], root=host.root)
+    dma_mappings.try_to_raise([0, needed, 70_000], root=host.root)
     assert dma_mappings.limit(root=host.root) == after
 
 

@@ -195,8 +195,8 @@ def qemu(*devices: str, objects: Sequence[str] = ()) -> Callable[[Path], Config]
             {}, {"qemu": {"major": 9, "minor": 0, "micro": 1}}, [{"name": name} for name in devices], [],
             [{"name": name} for name in objects], {}, [],
         ]  # fmt: skip
-        said = "\n".join(json.dumps({"return": reply}) for reply in replies)
-        program.write_text(f"#!/bin/sh\ncat <<'END'\n{said}\nEND\n" if devices else "#!/bin/sh\nexit 1\n")
+        replies_text = "\n".join(json.dumps({"return": reply}) for reply in replies)
+        program.write_text(f"#!/bin/sh\ncat <<'END'\n{replies_text}\nEND\n" if devices else "#!/bin/sh\nexit 1\n")
         program.chmod(0o755)
         (directory / "virtiofsd").write_text("#!/bin/sh\n")
         (directory / "virtiofsd").chmod(0o755)
@@ -264,23 +264,23 @@ def test_qemu_without_vfio_is_enough_for_emulated_devices(tmp_path: Path) -> Non
 
 
 def test_every_problem_has_a_remedy(tmp_path: Path) -> None:
-    found = []
+    findings = []
     for number, (check, prepare, _, _) in enumerate(HOSTS):
         host = FakeSysfs(str(tmp_path / f"host{number}"))
         prepare(host)
-        found.append(check(root=host.root))
+        findings.append(check(root=host.root))
     for number, (look, configure, _, _) in enumerate(MACHINES):
         directory = tmp_path / f"machine{number}"
         directory.mkdir()
-        found.append(look(configure(directory)))
+        findings.append(look(configure(directory)))
     (tmp_path / "file").write_text("")
-    found.append(machine.state_directory(str(tmp_path / "file" / "state")))
-    found += leave_behind(tmp_path / "state")
+    findings.append(machine.state_directory(str(tmp_path / "file" / "state")))
+    findings += leave_behind(tmp_path / "state")
     (tmp_path / "damaged.bindings").mkdir()
     (tmp_path / "damaged.bindings" / f"{A}.json").write_text("{")
     (tmp_path / "unread.bindings").symlink_to("unread.bindings")
-    found += [machine.left_bound(str(tmp_path / name))[0] for name in ("damaged", "unread")]
-    unwell = [finding for finding in found if finding.verdict in (WARNING, MISSING)]
+    findings += [machine.left_bound(str(tmp_path / name))[0] for name in ("damaged", "unread")]
+    unwell = [finding for finding in findings if finding.verdict in (WARNING, MISSING)]
     assert len(unwell) > 20
     assert [finding for finding in unwell if not finding.remedy] == []
 
@@ -401,9 +401,9 @@ def test_leftovers_of_a_dead_monitor_are_found_and_removed(tmp_path: Path, capsy
     config = tmp_path / "config.toml"
     config.write_text("[vm]\nqemu = '/none'\n[emulated]\n5 = ['edu']\n")
     assert doctor.run(Namespace(json=False, repair=True), settings(state, config)) == 1
-    said = capsys.readouterr().out
-    assert said.startswith("sandbox dead: deleted\nsandbox held: deleted\n")
-    assert "\nnot ready for containers: QEMU: cannot be run: /none" in said
+    output = capsys.readouterr().out
+    assert output.startswith("sandbox dead: deleted\nsandbox held: deleted\n")
+    assert "\nnot ready for containers: QEMU: cannot be run: /none" in output
     assert sorted(os.listdir(state)) == ["alive", "ended"]
     os.close(lock)
 
@@ -456,10 +456,10 @@ def test_repair_keeps_a_sandbox_whose_function_cannot_be_restored(
     config.write_text("[vm]\nqemu = '/none'\n")
     repair = Namespace(json=False, repair=True)
     doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
-    said = capsys.readouterr().out
-    assert said.startswith(f"{C}: e1000e did not bind to it")
-    assert "left behind by dead monitors: killed" in said
-    assert f"bound for sandboxes that no longer exist: {C}" in said
+    output = capsys.readouterr().out
+    assert output.startswith(f"{C}: e1000e did not bind to it")
+    assert "left behind by dead monitors: killed" in output
+    assert f"bound for sandboxes that no longer exist: {C}" in output
     host.kernel.picky = set()
     doctor.run(repair, settings(state, config), root=host.root, effects=host.kernel.effects)
     assert (host.state(), host.records(), os.listdir(state)) == (BEFORE, [], [])
@@ -487,7 +487,7 @@ def test_functions_bound_for_a_vanished_sandbox_are_found(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("owner", "found", "remedy"),
+    ("owner", "expected", "remedy"),
     [
         ("", f"on record, but no longer on this host: {A}", f"`hawse unbind {A}` deletes the record"),
         ("alive", f"bound for the sandbox alive, but no longer on this host: {A}", "`hawse delete alive` deletes"),
@@ -495,14 +495,14 @@ def test_functions_bound_for_a_vanished_sandbox_are_found(tmp_path: Path) -> Non
     ],
 )
 def test_record_of_a_function_that_has_vanished_is_a_warning(
-    tmp_path: Path, owner: str, found: str, remedy: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, owner: str, expected: str, remedy: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     state = str(tmp_path / "state")
     directory = bindings.directory_of(state)
     Store(state, "alive").make()
     bindings.write(directory, Record(A, "e1000e", "", "vfio-pci", owner))
     finding = machine.left_bound(state, root=str(tmp_path))[0]
-    assert (finding.verdict, finding.found) == (WARNING, found)
+    assert (finding.verdict, finding.found) == (WARNING, expected)
     assert finding.remedy.startswith(remedy)
     config = tmp_path / "config.toml"
     config.write_text("[vm]\nqemu = '/none'\n")
@@ -518,7 +518,7 @@ def test_invalid_configuration_is_a_finding_without_a_traceback(
     config = tmp_path / "config.toml"
     config.write_text("[vm]\nmemory = 1\n")
     assert doctor.run(Namespace(json=True, repair=False), settings(tmp_path / "state", config)) == 1
-    said = json.loads(capsys.readouterr().out)
-    assert said["ready"] is False
-    assert said["checks"][0]["name"] == "configuration"
-    assert "vm.memory is unknown" in said["checks"][0]["found"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["ready"] is False
+    assert output["checks"][0]["name"] == "configuration"
+    assert "vm.memory is unknown" in output["checks"][0]["found"]

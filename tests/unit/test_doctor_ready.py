@@ -30,9 +30,9 @@ def host(tmp_path: Path) -> Planner:
 
 @pytest.fixture
 def hawse(host: Planner) -> Iterator[Command]:
-    made = Command(host.directory)
-    made.configure(host.config(more=EMULATED))
-    yield made
+    command = Command(host.directory)
+    command.configure(host.config(more=EMULATED))
+    yield command
 
 
 def findings(hawse: Command) -> dict[str, dict[str, str]]:
@@ -73,28 +73,28 @@ def test_host_without_an_iommu_is_ready_for_containers(
     document = json.loads(run(as_json=True))
     assert document["ready"] is (status == 0)
     assert document["ready_for"] == {"containers": True, "devices": False}
-    found = {check["name"]: check for check in document["checks"]}
+    checks_by_name = {check["name"]: check for check in document["checks"]}
     for name in ("IOMMU", "VFIO"):
-        assert found[name]["verdict"] == verdict
-        assert found[name]["found"].startswith("not needed for emulated groups (") is (verdict == OK)
-        assert bool(found[name]["remedy"]) is (verdict == MISSING)
+        assert checks_by_name[name]["verdict"] == verdict
+        assert checks_by_name[name]["found"].startswith("not needed for emulated groups (") is (verdict == OK)
+        assert bool(checks_by_name[name]["remedy"]) is (verdict == MISSING)
     for name in ("locked memory", "DMA mappings", "groups", "interrupt remapping"):
-        assert found[name]["verdict"] == OK
+        assert checks_by_name[name]["verdict"] == OK
 
 
 def test_configured_share_is_reported(host: Planner, hawse: Command) -> None:
     hawse.configure(host.config(vm='share = "9p"\nconfine = "auto"'))
-    found = findings(hawse)
-    assert found["shared files"]["verdict"] == WARNING
-    assert found["shared files"]["found"].startswith('9p, because of vm.share = "9p"')
-    assert "with 9p QEMU itself" in found["jail"]["found"]
+    results = findings(hawse)
+    assert results["shared files"]["verdict"] == WARNING
+    assert results["shared files"]["found"].startswith('9p, because of vm.share = "9p"')
+    assert "with 9p QEMU itself" in results["jail"]["found"]
 
 
 def test_invalid_virtiofsd_is_not_reported_as_a_jail_problem(host: Planner, hawse: Command) -> None:
     hawse.configure(host.config(vm='virtiofsd = "/none/virtiofsd"\nconfine = "auto"'))
-    found = findings(hawse)
-    assert found["shared files"]["verdict"] == MISSING
-    assert (found["jail"]["verdict"], found["jail"]["found"]) == (WARNING, "not checked: see shared files")
+    results = findings(hawse)
+    assert results["shared files"]["verdict"] == MISSING
+    assert (results["jail"]["verdict"], results["jail"]["found"]) == (WARNING, "not checked: see shared files")
 
 
 def test_host_without_an_image_is_not_ready_and_gets_a_remedy(host: Planner, hawse: Command) -> None:
@@ -104,8 +104,8 @@ def test_host_without_an_image_is_not_ready_and_gets_a_remedy(host: Planner, haw
     done = hawse("doctor")
     assert done.code == 1
     lines = done.output.splitlines()
-    found = lines.index(f"MISSING  guest image: there is no guest image in {host.cache}")
-    assert lines[found + 1] == "         [build it with `hawse image build`]"
+    position = lines.index(f"MISSING  guest image: there is no guest image in {host.cache}")
+    assert lines[position + 1] == "         [build it with `hawse image build`]"
     assert lines[-1] == f"not ready for containers: guest image: there is no guest image in {host.cache}"
     assert not any(line.strip() == "[]" for line in lines)
 
@@ -120,51 +120,51 @@ def test_unreadable_configuration_is_a_finding(hawse: Command) -> None:
 
 
 def test_findings_of_a_ready_host(host: Planner, hawse: Command) -> None:
-    found = findings(hawse)
-    assert (found["guest image"]["verdict"], found["guest image"]["found"]) == (OK, f"{host.cache}/images/d1")
-    assert (found["acceleration"]["verdict"], found["acceleration"]["found"].endswith(': vm.accel = "tcg"')) == (
+    results = findings(hawse)
+    assert (results["guest image"]["verdict"], results["guest image"]["found"]) == (OK, f"{host.cache}/images/d1")
+    assert (results["acceleration"]["verdict"], results["acceleration"]["found"].endswith(': vm.accel = "tcg"')) == (
         WARNING,
         True,
     )
-    assert found["shared files"]["found"] == f"virtiofs, with {host.virtiofsd}"
-    assert found["state"]["found"] == hawse.root
+    assert results["shared files"]["found"] == f"virtiofs, with {host.virtiofsd}"
+    assert results["state"]["found"] == hawse.root
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="without KVM nothing is probed")
 @pytest.mark.parametrize("works", [True, False])
 def test_kvm_finding_is_the_result_of_a_probe(host: Planner, hawse: Command, works: bool) -> None:
     answers = Path(host.qemu).read_text().partition("\n")[2]
-    said = "Linux version 6" if works else "KVM is broken"
-    make_program(host.qemu, f"case $* in *accel=kvm*) echo {said}; echo {said} >&2; exit;; esac\n{answers}")
+    banner = "Linux version 6" if works else "KVM is broken"
+    make_program(host.qemu, f"case $* in *accel=kvm*) echo {banner}; echo {banner} >&2; exit;; esac\n{answers}")
     hawse.configure(host.config(vm='accel = "auto"'))
-    found = findings(hawse)["acceleration"]
-    assert (found["verdict"], found["found"]) == (
+    finding = findings(hawse)["acceleration"]
+    assert (finding["verdict"], finding["found"]) == (
         (OK, "KVM (a guest kernel ran)") if works else
         (WARNING, "guests run with QEMU's TCG, which QEMU does not consider a security boundary and which is about "
                   f"twenty times slower than KVM: {REFUSED}: KVM is broken")
     )  # fmt: skip
     if not works:
         hawse.configure(host.config(vm='accel = "kvm"'))
-        found = findings(hawse)["acceleration"]
-        assert (found["verdict"], found["needed"]) == (MISSING, "containers"), "nothing starts"
-        assert found["found"] == f'vm.accel = "kvm", but KVM cannot be used: {REFUSED}: KVM is broken'
+        finding = findings(hawse)["acceleration"]
+        assert (finding["verdict"], finding["needed"]) == (MISSING, "containers"), "nothing starts"
+        assert finding["found"] == f'vm.accel = "kvm", but KVM cannot be used: {REFUSED}: KVM is broken'
 
 
 def test_templates_are_counted_and_damaged_ones_named(host: Planner, hawse: Command) -> None:
-    made = host.sandbox().machine
+    machine = host.sandbox().machine
     for digest in ("a" * 64, "b" * 64):
-        keep_template(host.cache, digest, made)
+        keep_template(host.cache, digest, machine)
     assert findings(hawse)["templates"]["found"].startswith("2; ")
     Path(f"{host.cache}/templates/{'b' * 64}/manifest.json").write_text("{")
-    found = findings(hawse)["templates"]
-    assert (found["verdict"], found["found"]) == (WARNING, "damaged: bbbbbbbbbbbb")
-    assert found["remedy"] == "`hawse template remove bbbbbbbbbbbb`"
+    finding = findings(hawse)["templates"]
+    assert (finding["verdict"], finding["found"]) == (WARNING, "damaged: bbbbbbbbbbbb")
+    assert finding["remedy"] == "`hawse template remove bbbbbbbbbbbb`"
 
 
 def test_missing_state_directory_is_checked_by_its_parents(tmp_path: Path) -> None:
     assert machine.state_directory(f"{tmp_path}/a/b").verdict == OK
     program = make_program(f"{tmp_path}/program", "exit 0")
-    assert machine.state_directory(f"{program}/b").verdict == MISSING, "it is a file, though an executable one"
+    assert machine.state_directory(f"{program}/b").verdict == MISSING, "it is an executable file, not a directory"
 
 
 @pytest.mark.parametrize("iommufd", [False, True])
@@ -174,8 +174,8 @@ def test_device_file_interface_is_mentioned(tmp_path: Path, iommufd: bool) -> No
     host.driver("vfio-pci")
     if iommufd:
         host.write("dev/iommu", "")
-    found: Finding = checks.vfio(root=host.root)
-    assert found.found == f"available: /dev/vfio/vfio, vfio-pci{', and /dev/iommu' if iommufd else ''}"
+    finding: Finding = checks.vfio(root=host.root)
+    assert finding.found == f"available: /dev/vfio/vfio, vfio-pci{', and /dev/iommu' if iommufd else ''}"
 
 
 def test_huge_page_sizes_with_odd_names_or_without_pages_are_not_counted(tmp_path: Path) -> None:
@@ -190,5 +190,5 @@ def test_huge_pages_in_use_are_a_warning_if_the_total_is_enough(tmp_path: Path, 
     """Exactly the number that a VM needs is enough when all of them are free."""
     host = FakeSysfs(str(tmp_path))
     host.write("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", f"{total}\n")
-    found = checks.hugepages(page_kib=2048, memory_mib=8, root=host.root)
-    assert (found.verdict, found.remedy.split(";")[0]) == (verdict, f"sysctl vm.nr_hugepages={total + 4}")
+    finding = checks.hugepages(page_kib=2048, memory_mib=8, root=host.root)
+    assert (finding.verdict, finding.remedy.split(";")[0]) == (verdict, f"sysctl vm.nr_hugepages={total + 4}")

@@ -1,4 +1,4 @@
-"""What a guest writes is kept in bounds, and shown without what could steer a terminal."""
+"""Console output of a guest is limited in size, and printed without terminal control characters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_log_rotates_once_it_would_exceed_its_limit(path: Path) -> None:
     old = path.with_name("console.log.old")
     assert (old.stat().st_size, old.read_bytes()[-1:]) == (FILE_LIMIT, b"b")
     log.write(b"d" * FILE_LIMIT)
-    assert old.read_bytes() == b"c", "one former is kept"
+    assert old.read_bytes() == b"c", "one previous file is kept"
     log.write(b"e")
     assert (path.read_bytes(), log.tail()) == (b"e", "d" * (TAIL - 1) + "e")
     log.close()

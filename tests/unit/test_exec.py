@@ -36,7 +36,7 @@ def bundle(tmp_path: Path) -> str:
 
 
 class Ending:
-    """In a thread: the next process ends at once, with the code; ``params`` are those of its proxy's call."""
+    """Run the process in a thread: it exits at once with the code; ``params`` are those of its proxy's call."""
 
     def __init__(self, monitor: FakeMonitor, code: int) -> None:
         self._monitor = monitor
@@ -56,12 +56,12 @@ class Ending:
 
 @pytest.fixture
 def monitor(hawse: Command, bundle: str) -> Iterator[FakeMonitor]:
-    with FakeMonitor(hawse.store("c1"), bundle=bundle) as made:
-        yield made
+    with FakeMonitor(hawse.store("c1"), bundle=bundle) as monitor:
+        yield monitor
 
 
 def await_proxy(monitor: FakeMonitor, answer: object = None) -> list[Attached]:
-    """Answer `exec` when the process's proxy has attached itself, as the real monitor does; filled with it."""
+    """Answer `exec` once the process's proxy has connected, as the real monitor does. The list gets the proxy."""
     attached: list[Attached] = []
 
     def execute(_params: object) -> object:
@@ -73,7 +73,7 @@ def await_proxy(monitor: FakeMonitor, answer: object = None) -> list[Attached]:
 
 
 def asked(monitor: FakeMonitor) -> dict[str, Any]:
-    """The process of the one call."""
+    """The process of the only call."""
     [(method, params)] = monitor.calls
     assert method == "exec"
     process: dict[str, Any] = params["process"]
@@ -117,12 +117,12 @@ def terminal() -> Iterator[None]:
 @pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("tty", [False, True])
 def test_process_can_come_from_a_file(hawse: Command, monitor: FakeMonitor, tmp_path: Path, tty: bool) -> None:
-    wanted = {"args": ["true"], "cwd": "/", "user": {"uid": 1, "gid": 2}, "env": ["B=2"]}
-    (tmp_path / "process.json").write_text(json.dumps(wanted))
+    process = {"args": ["true"], "cwd": "/", "user": {"uid": 1, "gid": 2}, "env": ["B=2"]}
+    (tmp_path / "process.json").write_text(json.dumps(process))
     ending = Ending(monitor, 0)
     assert hawse("exec", *(["-t"] if tty else []), "--process", str(tmp_path / "process.json"), "c1").code == 0
     ending.join()
-    assert asked(monitor) == wanted | ({"terminal": True} if tty else {})
+    assert asked(monitor) == process | ({"terminal": True} if tty else {})
 
 
 def test_detached_process_stays_and_its_pid_is_the_proxys(hawse: Command, monitor: FakeMonitor, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_process_is_ended_if_its_pid_cannot_be_written(hawse: Command, monitor: 
     assert done.code == 255
     assert "/none/" in done.errors
     with proxies[0] as process:
-        process.await_end()  # the proxy is gone, and with it the process
+        process.await_end()  # the proxy has ended, and the process with it
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_exec_needs_a_running_container(hawse: Command, monitor: FakeMonitor, st
         (["--ignore-paused", "c1", "true"], "exec: --ignore-paused: a paused container cannot start a process"),
         (["-t", "-d", "c1", "true"], "cannot allocate tty if runc will detach without setting console socket"),
         (["--console-socket", "/s", "c1", "true"], "cannot use console socket if runc will not detach or allocate"),
-        (["--preserve-fds", "-1", "c1", "true"], "--preserve-fds -1: less than none"),
+        (["--preserve-fds", "-1", "c1", "true"], "--preserve-fds -1: negative number"),
         (["--user", "root", "c1", "true"], "exec: --user 'root' is not UID"),
         (["--process", "/none/process", "c1"], "/none/process: no such file or directory"),
     ],
@@ -219,7 +219,7 @@ def test_terminal_goes_to_the_console_socket(hawse: Command, monitor: FakeMonito
 
 
 def test_file_descriptors_are_preserved(tmp_path: Path, bundle: str) -> None:
-    """From 3 on; the command itself keeps none of them: its caller sees when the process closes them."""
+    """The numbers begin at 3. The command itself closes them, so that its caller sees when the process closes them."""
     hawse = Runtime(str(tmp_path))
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""What `exec` changes of a container's own process."""
+"""Options of `exec` that change the container's process."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OWN: dict[str, Any] = {
         ),
     ],
 )  # fmt: skip
-def test_an_option_changes_one_field(changes: dict[str, Any], field: str, value: object) -> None:
+def test_each_option_changes_one_field(changes: dict[str, Any], field: str, value: object) -> None:
     assert change(OWN, Changes(args=("id",), **changes)).get(field) == value
 
 
@@ -61,7 +61,7 @@ def test_an_option_changes_one_field(changes: dict[str, Any], field: str, value:
         ({"capabilities": ("chown",)}, "--cap 'chown' is no capability"),
     ],
 )
-def test_what_makes_no_sense_is_named(changes: dict[str, Any], words: str) -> None:
+def test_invalid_option_is_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError) as caught:
         change(OWN, Changes(args=("id",), **changes))
     assert words in caught.value.message

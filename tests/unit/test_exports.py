@@ -104,7 +104,7 @@ def test_bind_has_the_place_of_the_same_files(case: str) -> None:
 
 
 def test_exports_of_the_same_path_are_all_found() -> None:
-    """The directory may have been replaced between them; the caller compares inodes."""
+    """The directory may have been replaced between the two exports; the caller compares inodes."""
     first, second = (Export(f"@/{number}", share(), PLAIN, {"c1"}) for number in (1, 2))
     assert list(find([first, second], share(), BELOW)) == [(first, "sub"), (second, "sub")]
 
@@ -121,15 +121,15 @@ def test_exports_of_the_same_path_are_all_found() -> None:
         ("unknown", ""),
     ],
 )
-def test_directory_with_two_places_is_warned_of(case: str, words: str) -> None:
+def test_directory_with_two_places_is_a_warning(case: str, words: str) -> None:
     first, first_origin, second, origin, _ = CASES[case]
     text = warning([Export("@/1", first, first_origin, {"c1"})], second, origin)
     assert words in text
     assert bool(text) == bool(words)
 
 
-def test_file_with_two_places_is_not_warned_of() -> None:
-    """Engines give every container /etc/hosts, to some of them read-only."""
+def test_file_with_two_places_causes_no_warning() -> None:
+    """Engines give every container /etc/hosts, some of them read-only."""
     export = Export("@/1", share(is_dir=False, readonly=True), PLAIN, {"c1"})
     assert warning([export], share(is_dir=False), PLAIN) == ""
 

@@ -1,4 +1,4 @@
-"""What `features`, `spec` and `list` print, as engines and people read it."""
+"""The output of `features`, `spec` and `list`, for engines and people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def hawse(*arguments: str, directory: Path) -> tuple[int, str, str]:
     return done.returncode, done.stdout, done.stderr
 
 
-def test_features_are_json_and_nothing_else(tmp_path: Path) -> None:
+def test_features_are_pure_json(tmp_path: Path) -> None:
     """CRI-O reads stdout and stderr together (pkg/config/config.go)."""
     code, output, errors = hawse("features", directory=tmp_path)
     assert (code, json.loads(output), errors) == (0, FEATURES, "")
@@ -34,7 +34,7 @@ def test_features_are_those_of_the_code() -> None:
     assert all(name.startswith(prefix) for name in KNOWN)
 
 
-def test_a_new_specification_can_be_loaded_and_is_never_replaced(tmp_path: Path) -> None:
+def test_new_specification_can_be_loaded_and_is_never_overwritten(tmp_path: Path) -> None:
     assert hawse("spec", directory=tmp_path) == (0, "", "")
     (tmp_path / "rootfs").mkdir()
     assert load_bundle(str(tmp_path)).process.args == ["sh"]
@@ -47,7 +47,7 @@ def test_a_new_specification_can_be_loaded_and_is_never_replaced(tmp_path: Path)
 def test_lists_in_runcs_forms(tmp_path: Path) -> None:
     root = ["--root", str(tmp_path / "root")]
     assert hawse(*root, "list", directory=tmp_path)[1].split() == ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
-    assert hawse(*root, "list", "--format=json", directory=tmp_path)[1] == "null\n", "as runc's of none"
+    assert hawse(*root, "list", "--format=json", directory=tmp_path)[1] == "null\n", "as runc prints an empty list"
     store = Store(str(tmp_path / "root"), "c1")
     store.make()
     state = {"ociVersion": "1.0.2", "id": "c1", "pid": 7, "status": "running", "bundle": "/b", "rootfs": "/b/rootfs"}

@@ -1,4 +1,5 @@
-"""The table of fields: what is refused is named, what asks for nothing is not, and what is passed over is gone."""
+"""The table of fields: refused fields are named, values that ask for nothing are accepted, and ignored fields are
+removed."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from hawse.oci.fields import FIELDS, Fate, Field, Form, is_set, review, review_p
 
 REFUSED = [field for field in FIELDS if field.fate is Fate.REFUSED]
 IGNORED = [field for field in FIELDS if field.fate in (Fate.MOOT, Fate.WARNED)]
-#: Values of each type that ask for something whatever the field is, also those that look empty.
+#: Values of each type that are a request for every field, even if they look empty.
 ASKS: list[Any] = [1, -5, True, "x", {"a": {"b": "c"}}, {"a": {}}, {"": None}, [{"major": 8}], [{}], [None], [0], [""]]
 #: Values that ask for nothing, by the form of the field.
 NOTHING: dict[Form, list[Any]] = {
@@ -22,7 +23,7 @@ NOTHING: dict[Form, list[Any]] = {
     Form.LIMIT: [None, 0, -1],
     Form.OBJECT: [None],
 }
-#: Values of some forms that look empty, and ask for something.
+#: Values of some forms that look empty but are a request.
 LOOKS_EMPTY: dict[Form, list[Any]] = {
     Form.VALUE: [-1],
     Form.LIMIT: [-2],
@@ -35,7 +36,7 @@ def repr_of(value: Any) -> str:
 
 
 def with_field(path: str, value: Any) -> dict[str, Any]:
-    """The example with that field, in the second entry where it is of a list."""
+    """The example with the field; if it belongs to a list, in the second entry."""
     spec: dict[str, Any] = example()
     part: Any = spec
     *parents, last = path.split(".")
@@ -47,7 +48,7 @@ def with_field(path: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("field", REFUSED, ids=lambda field: field.path)
 @pytest.mark.parametrize("value", ASKS, ids=repr)
-def test_a_field_that_cannot_be_applied_is_named(field: Any, value: Any) -> None:
+def test_field_that_cannot_be_applied_is_named(field: Any, value: Any) -> None:
     with pytest.raises(ConfigError) as caught:
         review("config.json", with_field(field.path, value))
     assert caught.value.message == f"config.json: {field.path.replace('[]', '[1]')}: {field.why}"
@@ -57,7 +58,7 @@ def test_a_field_that_cannot_be_applied_is_named(field: Any, value: Any) -> None
 @pytest.mark.parametrize(
     ("field", "value"), [(field, value) for field in REFUSED for value in LOOKS_EMPTY[field.form]], ids=repr_of
 )
-def test_a_value_that_looks_empty_is_refused_unless_it_has_no_meaning(field: Field, value: Any) -> None:
+def test_value_that_looks_empty_is_refused_unless_it_has_no_meaning(field: Field, value: Any) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"{field.path.replace('[]', '[1]')}: {field.why}")):
         review("config.json", with_field(field.path, value))
 
@@ -67,10 +68,10 @@ def test_a_value_that_looks_empty_is_refused_unless_it_has_no_meaning(field: Fie
     [(field, value) for field in (*REFUSED, *IGNORED) for value in NOTHING[field.form]],
     ids=repr_of,
 )
-def test_a_field_that_asks_for_nothing_is_taken_out(field: Field, value: Any) -> None:
+def test_field_that_asks_for_nothing_is_removed(field: Field, value: Any) -> None:
     parent, _, last = field.path.rpartition(".")
     spec = with_field(field.path, value)
-    if parent == "vm":  # an object, which is there then
+    if parent == "vm":  # an object, which exists then
         spec["vm"][last] = value
         with pytest.raises(ConfigError, match="vm: the virtual machine"):
             review("config.json", spec)
@@ -81,7 +82,7 @@ def test_a_field_that_asks_for_nothing_is_taken_out(field: Field, value: Any) ->
 
 
 @pytest.mark.parametrize("field", IGNORED, ids=lambda field: field.path)
-def test_a_field_that_is_ignored_is_taken_out(field: Field) -> None:
+def test_ignored_field_is_removed(field: Field) -> None:
     spec = with_field(field.path, "x")
     before = copy.deepcopy(spec)
     reviewed, warned = review("config.json", spec)
@@ -93,12 +94,12 @@ def test_a_field_that_is_ignored_is_taken_out(field: Field) -> None:
         assert warned == []
 
 
-def test_no_policy_is_what_an_unconfined_container_asks_for() -> None:
+def test_unconfined_container_has_no_policy() -> None:
     _, warnings = review("config.json", with_field("process.apparmorProfile", "unconfined"))
     assert warnings == []
 
 
-def test_limits_that_ask_for_nothing_are_taken_out_and_others_stay() -> None:
+def test_limits_that_ask_for_nothing_are_removed_and_others_kept() -> None:
     spec = example()
     devices = spec["linux"]["resources"]["devices"]
     spec["linux"]["resources"] |= {
@@ -114,14 +115,14 @@ def test_limits_that_ask_for_nothing_are_taken_out_and_others_stay() -> None:
     }  # fmt: skip
 
 
-def test_the_example_is_left_as_it_is() -> None:
+def test_example_is_unchanged() -> None:
     spec = example()
     before = copy.deepcopy(spec)
     assert review("config.json", spec) == (before, [])
     assert spec == before
 
 
-def test_a_process_alone() -> None:
+def test_process_of_an_exec_is_checked() -> None:
     process = {"args": ["a"], "apparmorProfile": "p", "ioPriority": None}
     reviewed, warnings = review_process("process.json", process)
     assert reviewed == {"args": ["a"]}
@@ -134,15 +135,15 @@ def test_a_process_alone() -> None:
 
 
 @pytest.mark.parametrize("value", [5, [], "x", None])
-def test_a_part_of_another_type_is_left_to_who_reads_it(value: Any) -> None:
+def test_part_of_another_type_is_left_to_the_check_of_types(value: Any) -> None:
     review("config.json", {"linux": {"resources": value}, "process": value, "mounts": value})
 
 
-def test_every_field_is_there_once_and_the_refused_say_why() -> None:
+def test_every_field_is_listed_once_and_refused_ones_have_a_reason() -> None:
     assert len(FIELDS) == len({field.path for field in FIELDS})
     assert all(field.why for field in (*REFUSED, *IGNORED))
 
 
-def test_limits_that_are_applied_ask_for_something_above_zero() -> None:
+def test_value_counts_as_set_unless_empty_or_not_positive() -> None:
     assert all(map(is_set, [1, True, "x", {"a": {"b": "c"}}, [{}]]))
     assert not any(map(is_set, [None, 0, -1, False, "", {}, [], {"a": {"b": 0, "c": None}}]))

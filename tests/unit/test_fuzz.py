@@ -1,4 +1,4 @@
-"""tests.fuzz: each target with a few cases, and what the runner does of a parser that is broken."""
+"""tests.fuzz: each target with a few cases, and the runner's report of a defective parser."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _CASES = 150
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_parser_withstands_hostile_inputs(name: str) -> None:
-    """Nothing but the documented errors, and results of bounded size. `make fuzz` has as many cases as it is given."""
+    """Each parser raises only the documented errors, and its results have a bounded size. `make fuzz` runs as many
+    cases as requested."""
     outcome = fuzz(TARGETS[name], seed=1, cases=_CASES)
     assert outcome.cases == _CASES
     assert not outcome.failures, [f"{data.hex()}\n{text}" for data, text in outcome.failures.values()]

@@ -170,9 +170,9 @@ class TestList:
     def test_json_has_the_states(self, two: Command) -> None:
         assert [state["id"] for state in json.loads(two("list", "-f", "json").output)] == ["a", "b-long-name"]
 
-    @pytest.mark.parametrize("made", [False, True])
-    def test_no_containers_are_null_in_json(self, hawse: Command, made: bool) -> None:
-        if made:
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_no_containers_are_null_in_json(self, hawse: Command, exists: bool) -> None:
+        if exists:
             os.mkdir(hawse.root)
         assert hawse("list", "-f", "json").output == "null\n"
         assert hawse("list", "-q").output == ""

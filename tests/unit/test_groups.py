@@ -271,7 +271,7 @@ def test_invalid_device_numbers_are_none(host: FakeSysfs, text: str, numbers: tu
     assert sysfs.iommu_numbers(root=host.root) == numbers
 
 
-@pytest.mark.parametrize(("name", "found"), [("vfio12", 12), ("vfio", None), ("vfiox", None), ("other3", None)])
-def test_device_file_is_recognized_by_its_name(host: FakeSysfs, name: str, found: int | None) -> None:
+@pytest.mark.parametrize(("name", "expected"), [("vfio12", 12), ("vfio", None), ("vfiox", None), ("other3", None)])
+def test_device_file_is_recognized_by_its_name(host: FakeSysfs, name: str, expected: int | None) -> None:
     host.write(f"sys/bus/pci/devices/{A}/vfio-dev/{name}/dev", "510:7\n")
-    assert sysfs.device_file(A, root=host.root) == ((found, 510, 7) if found else None)
+    assert sysfs.device_file(A, root=host.root) == ((expected, 510, 7) if expected else None)

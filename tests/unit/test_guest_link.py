@@ -1,4 +1,4 @@
-"""The monitor's end of the link with a hostile guest: what is passed on, what is dropped, what ends the sandbox."""
+"""The monitor's end of the link with a hostile guest: messages that are forwarded, dropped, or end the sandbox."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NONSENSE = "the agent in the guest speaks nonsense: "
 
 @dataclass
 class Taker:
-    """A proxy that keeps what it is sent."""
+    """A proxy that records what is sent to it."""
 
     directions: tuple[str, ...] = STDIO
     frames: list[Frame] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Taker:
 
 
 class Ends:
-    """The monitor's end, and the guest's as a socket."""
+    """The monitor's end of the link, and the guest's end as a socket."""
 
     def __init__(self, link: GuestLink, guest: socket.socket) -> None:
         self.link, self.guest = link, guest
@@ -56,7 +56,7 @@ class Ends:
         self.guest.sendall(b"".join(frames))
 
     async def passed(self) -> None:
-        """All that the guest has sent was dispatched: a call that came after it was answered."""
+        """Wait until everything that the guest has sent was dispatched: a later call was answered."""
         asking = asyncio.create_task(self.link.call(PING, seconds=20))
         number = 0
         while not number:
@@ -67,7 +67,7 @@ class Ends:
         await asking
 
     async def received(self) -> list[Frame]:
-        """What comes next at the guest."""
+        """The next frame at the guest."""
         return self.decoder.feed(await asyncio.get_running_loop().sock_recv(self.guest, 65536))
 
     async def reason(self) -> HawseError:
@@ -89,7 +89,7 @@ def run(story: Callable[[Ends], Awaitable[None]]) -> None:
             guest.close()
             await serving
             writer.close()
-            with suppress(ConnectionError):  # what was on its way to the guest
+            with suppress(ConnectionError):  # data that was on its way to the guest
                 await writer.wait_closed()
 
     asyncio.run(whole())
@@ -151,7 +151,7 @@ def unusable(name: str, why: str) -> str:
         (encode(FIRST + 1, DATA, bytes(MAX_DATA)) * 5, "link: 65536 bytes sent with a credit of 0"),
     ],
 )
-def test_a_guest_that_breaks_a_rule_loses_its_link(frame: bytes, message: str) -> None:
+def test_violation_of_the_protocol_closes_the_link(frame: bytes, message: str) -> None:
     async def story(ends: Ends) -> None:
         for process in (1, 2):
             ends.link.route(process, Taker())
@@ -167,7 +167,7 @@ def test_a_guest_that_breaks_a_rule_loses_its_link(frame: bytes, message: str) -
     run(story)
 
 
-def test_a_guest_that_closes_its_link_fails_what_waits_for_it() -> None:
+def test_calls_fail_when_the_guest_closes_the_link() -> None:
     async def story(ends: Ends) -> None:
         waiting = [asyncio.create_task(ends.link.call(Start(container="c1"), seconds=20)) for _ in range(2)]
         while not await ends.received():
@@ -193,7 +193,7 @@ def test_link_that_closes_while_the_host_writes_is_reported_as_closed(error: OSE
     run(story)
 
 
-def test_a_bug_of_the_monitor_ends_the_sandbox() -> None:
+def test_bug_of_the_monitor_ends_the_sandbox() -> None:
     async def story(ends: Ends) -> None:
         def fail(_query: Query) -> None:
             raise ZeroDivisionError("a bug")
@@ -205,7 +205,7 @@ def test_a_bug_of_the_monitor_ends_the_sandbox() -> None:
     run(story)
 
 
-def test_events_reach_who_asked_for_them() -> None:
+def test_events_reach_their_subscribers() -> None:
     async def story(ends: Ends) -> None:
         for process in (1, 2, 3):
             ends.link.route(process, Taker())
@@ -219,7 +219,7 @@ def test_events_reach_who_asked_for_them() -> None:
             event("notify", container="c1", text="x" * 4096),
         )  # fmt: skip
         await ends.passed()
-        assert ends.link.hello.result() is None, "nothing of it is kept"
+        assert ends.link.hello.result() is None, "no data of it is kept"
         assert ends.exits == [(1, 0), (3, 255)]
         assert ends.kills == [("c1", 1), ("c2", 2**63 - 1)]
         assert ends.queries == [Query("127.0.0.11", "udp", 1)]
@@ -228,7 +228,7 @@ def test_events_reach_who_asked_for_them() -> None:
     run(story)
 
 
-def test_an_agent_says_hello_once() -> None:
+def test_second_hello_of_the_agent_is_refused() -> None:
     async def story(ends: Ends) -> None:
         ends.send(event("hello", protocol=2), event("hello", protocol=2))
         assert (await ends.reason()).message == NONSENSE + "link: a second hello"
@@ -236,7 +236,7 @@ def test_an_agent_says_hello_once() -> None:
     run(story)
 
 
-def test_answers_are_matched_by_their_numbers_and_others_are_dropped() -> None:
+def test_answers_are_matched_by_number_and_others_dropped() -> None:
     async def story(ends: Ends) -> None:
         first = asyncio.create_task(ends.link.call(Statistics(container="c1"), seconds=20))
         second = asyncio.create_task(ends.link.call(Trace(), seconds=20))
@@ -257,7 +257,7 @@ def test_answers_are_matched_by_their_numbers_and_others_are_dropped() -> None:
     run(story)
 
 
-def test_an_answer_that_is_not_usable_fails_its_call_only() -> None:
+def test_invalid_answer_fails_only_its_call() -> None:
     async def story(ends: Ends) -> None:
         asking = asyncio.create_task(ends.link.call(Statistics(container="c1"), seconds=20))
         [(_, _, payload)] = await ends.received()
@@ -270,7 +270,7 @@ def test_an_answer_that_is_not_usable_fails_its_call_only() -> None:
     run(story)
 
 
-def test_a_call_that_is_not_answered_in_time_is_given_up() -> None:
+def test_call_without_an_answer_times_out() -> None:
     async def story(ends: Ends) -> None:
         with pytest.raises(VmError, match=r"^the agent in the guest did not answer settle within 0\.01 s$"):
             await ends.link.call(Settle(), seconds=0.01)
@@ -281,7 +281,7 @@ def test_a_call_that_is_not_answered_in_time_is_given_up() -> None:
     run(story)
 
 
-def test_streams_go_to_their_process_and_back_within_the_credit() -> None:
+def test_data_of_streams_is_forwarded_within_the_credit() -> None:
     async def story(ends: Ends) -> None:
         takers = [Taker((*STDIO, BOTH)), Taker()]
         routes = [ends.link.route(number, taker) for number, taker in enumerate(takers, 1)]
@@ -319,7 +319,7 @@ def test_streams_go_to_their_process_and_back_within_the_credit() -> None:
         (4, DATA, b"x"),
     ],
 )
-def test_a_proxy_has_no_stream_in_another_direction(stream: int, kind: int, payload: bytes) -> None:
+def test_proxy_cannot_use_a_stream_in_the_other_direction(stream: int, kind: int, payload: bytes) -> None:
     async def story(ends: Ends) -> None:
         route = ends.link.route(1, Taker((IN, OUT, OUT, IN)))
         with pytest.raises(KeyError):
@@ -328,7 +328,7 @@ def test_a_proxy_has_no_stream_in_another_direction(stream: int, kind: int, payl
     run(story)
 
 
-def test_a_proxy_is_held_to_its_credit() -> None:
+def test_proxy_that_exceeds_its_credit_is_refused() -> None:
     async def story(ends: Ends) -> None:
         route = ends.link.route(1, Taker())
         for _ in range(WINDOW // MAX_DATA):
@@ -339,8 +339,8 @@ def test_a_proxy_is_held_to_its_credit() -> None:
     run(story)
 
 
-def test_what_a_process_writes_without_its_proxy_is_dropped_and_credited() -> None:
-    """Else a process whose proxy was killed would wait for credit, and never end."""
+def test_output_without_a_proxy_is_dropped_and_credited() -> None:
+    """Otherwise a process whose proxy was killed would wait for credit and never end."""
 
     async def story(ends: Ends) -> None:
         taker = Taker()
@@ -359,8 +359,9 @@ def test_what_a_process_writes_without_its_proxy_is_dropped_and_credited() -> No
     run(story)
 
 
-def test_small_frames_of_a_stream_that_nobody_reads_are_answered_in_lumps() -> None:
-    """An answer to each would be larger than the frame, and a guest that does not read could fill memory with them."""
+def test_credit_for_small_dropped_frames_is_returned_in_batches() -> None:
+    """An answer to each frame would be larger than the frame: a guest that does not read could fill the monitor's
+    memory."""
 
     async def story(ends: Ends) -> None:
         ends.link.route(1, Taker()).discard()
@@ -377,7 +378,7 @@ def test_small_frames_of_a_stream_that_nobody_reads_are_answered_in_lumps() -> N
     run(story)
 
 
-def test_a_guest_that_does_not_read_is_not_read_either() -> None:
+def test_guest_that_does_not_read_is_not_read_from() -> None:
     async def story(ends: Ends) -> None:
         for _ in range(4):
             ends.link.send(encode(FIRST, DATA, bytes(MAX_DATA)) * (2**20 // MAX_DATA))
@@ -389,15 +390,15 @@ def test_a_guest_that_does_not_read_is_not_read_either() -> None:
             except BlockingIOError:
                 idle += 1
             await asyncio.sleep(0)
-        assert taken < 4 * 2**20, "only what is between them, and what was read before"
+        assert taken < 4 * 2**20, "only data in buffers, and data that was read before"
         before = len(ends.kills)
-        while len(ends.kills) <= before + 500:  # it reads, and is read
+        while len(ends.kills) <= before + 500:  # now the guest reads, and the monitor reads again
             await ends.received()
 
     run(story)
 
 
-def test_a_guest_of_which_too_much_is_asked_without_reading_ends_its_link() -> None:
+def test_link_ends_if_the_guest_leaves_too_much_unread() -> None:
     async def story(ends: Ends) -> None:
         piece = encode(FIRST, DATA, bytes(MAX_DATA)) * (2**20 // MAX_DATA)
         for _ in range(MOST_QUEUED // 2**20 + 8):

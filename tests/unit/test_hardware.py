@@ -1,4 +1,4 @@
-"""The guest's chain from function to group: each link is looked at, the last one reached is named."""
+"""The guest's chain from function to group: each link of the chain is checked, and errors name the last one reached."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ FILE = {"number": 3, "major": 244, "minor": 7}
 
 @pytest.fixture
 def guest(tmp_path: Path) -> FakeSysfs:
-    made = FakeSysfs(str(tmp_path))
-    made.write("sys/bus/pci/drivers_probe", "")
-    return made
+    sysfs = FakeSysfs(str(tmp_path))
+    sysfs.write("sys/bus/pci/drivers_probe", "")
+    return sysfs
 
 
 def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, object]:
@@ -40,7 +40,7 @@ def bind(guest: FakeSysfs, seconds: float = 0.3) -> dict[str, object]:
         uevents.close()
 
 
-def test_a_function_that_is_there_and_bound(guest: FakeSysfs) -> None:
+def test_bound_function_is_ready(guest: FakeSysfs) -> None:
     resource = "".join(
         f"0x{start:016x} 0x{end:016x} 0x0\n" for start, end in [(0xFC000000, 0xFC000FFF), *[(0, 0)] * 12]
     )
@@ -50,7 +50,7 @@ def test_a_function_that_is_there_and_bound(guest: FakeSysfs) -> None:
     assert bind(guest) == expected
 
 
-def test_a_bridge_is_removed_and_its_bus_rescanned(guest: FakeSysfs) -> None:
+def test_bridge_is_removed_and_its_bus_rescanned(guest: FakeSysfs) -> None:
     port = f"{guest.root}/sys/devices/pci0000:00/0000:00:0f.1"
     os.makedirs(f"{port}/pci_bus/0000:02")
     os.makedirs(f"{port}/0000:02:00.0/0000:03:01.0")
@@ -63,19 +63,17 @@ def test_a_bridge_is_removed_and_its_bus_rescanned(guest: FakeSysfs) -> None:
         hardware.rescan_bridge("0000:04:01.0", root=guest.root)
 
 
-def test_a_kernel_with_device_files_has_them_reported(guest: FakeSysfs) -> None:
+def test_device_files_are_reported_if_the_kernel_has_them(guest: FakeSysfs) -> None:
     guest.function(ADDRESS, group=6)
     guest.node(6, 245, 0)
     guest.device_file(ADDRESS, 3, 244, 7)
-    found = bind(guest)
-    assert (found["file"], found["iommu"]) == (FILE, {"major": 10, "minor": 126})
+    report = bind(guest)
+    assert (report["file"], report["iommu"]) == (FILE, {"major": 10, "minor": 126})
 
 
-def test_a_probe_that_is_in_progress_is_waited_for(guest: FakeSysfs) -> None:
-    """PCI hotplug may probe a function itself: its driver link is there before its device file.
-
-    A full pipe stands for the driver's attribute that takes the device's lock: a write waits until it is read.
-    """
+def test_probe_in_progress_is_awaited(guest: FakeSysfs) -> None:
+    """PCI hotplug may probe a function by itself: its driver link exists before its device file. A full pipe replaces
+    the driver's attribute that takes the device's lock: a write waits until the pipe is read."""
     guest.function(ADDRESS, group=6)
     guest.node(6, 245, 0)
     device = f"{guest.root}/sys/bus/pci/devices/{ADDRESS}"
@@ -95,8 +93,8 @@ def test_a_probe_that_is_in_progress_is_waited_for(guest: FakeSysfs) -> None:
     os.close(pipe)
 
 
-def test_a_probe_that_begins_at_any_moment_is_waited_for(guest: FakeSysfs) -> None:
-    """A probe of PCI hotplug's may begin right after the agent has seen that none is in progress."""
+def test_probe_that_begins_at_any_moment_is_awaited(guest: FakeSysfs) -> None:
+    """PCI hotplug may begin a probe just after the agent has seen that none is in progress."""
     guest.function(ADDRESS, group=6, driver="")
     guest.node(6, 245, 0)
     probes = Path(f"{guest.root}/sys/bus/pci/drivers_probe")
@@ -118,8 +116,8 @@ def test_a_probe_that_begins_at_any_moment_is_waited_for(guest: FakeSysfs) -> No
     uevents.close()
 
 
-def test_a_device_file_without_numbers_is_none(guest: FakeSysfs) -> None:
-    """Linux has the directory under every VFIO driver, and the file with CONFIG_VFIO_DEVICE_CDEV alone."""
+def test_device_file_without_numbers_is_ignored(guest: FakeSysfs) -> None:
+    """Linux creates the directory with every VFIO driver, but the file only with CONFIG_VFIO_DEVICE_CDEV."""
     guest.function(ADDRESS, group=6)
     guest.node(6, 245, 0)
     guest.write(f"sys/bus/pci/devices/{ADDRESS}/vfio-dev/vfio0/uevent", "")
@@ -131,7 +129,7 @@ def test_no_device(guest: FakeSysfs) -> None:
         bind(guest)
 
 
-def test_a_device_that_no_driver_takes(guest: FakeSysfs) -> None:
+def test_device_without_a_matching_driver_is_an_error(guest: FakeSysfs) -> None:
     guest.function(ADDRESS, group=6, driver="")
     with pytest.raises(DeviceError, match="refuses to bind to vfio-pci"):
         bind(guest)
@@ -139,8 +137,8 @@ def test_a_device_that_no_driver_takes(guest: FakeSysfs) -> None:
     assert written == "vfio-pci"
 
 
-def test_a_driver_that_takes_it_only_at_the_second_probe(guest: FakeSysfs) -> None:
-    """The kernel shows a function before it lets drivers match it."""
+def test_driver_that_binds_at_the_second_probe(guest: FakeSysfs) -> None:
+    """The kernel shows a function in sysfs before it matches drivers with it."""
     guest.function(ADDRESS, group=6, driver="")
     guest.node(6, 245, 0)
     threading.Timer(0.1, guest.bind, (ADDRESS, "vfio-pci")).start()
@@ -148,10 +146,11 @@ def test_a_driver_that_takes_it_only_at_the_second_probe(guest: FakeSysfs) -> No
 
 
 @pytest.mark.parametrize(("number", "words"), [(errno.ENODEV, ""), (errno.EIO, "Input/output error")])
-def test_a_bus_that_finds_it_only_at_the_second_probe(
+def test_bus_that_finds_the_function_at_the_second_probe(
     guest: FakeSysfs, monkeypatch: pytest.MonkeyPatch, number: int, words: str
 ) -> None:
-    """The kernel shows a function before the bus has it in its list; any other error of a probe is one."""
+    """The kernel shows a function in sysfs before it is in the list of its bus. Any other error of a probe is
+    reported."""
     guest.function(ADDRESS, group=6, driver="")
     guest.node(6, 245, 0)
     write, probed = hardware.write, []
@@ -185,8 +184,8 @@ def test_no_node(guest: FakeSysfs) -> None:
         bind(guest)
 
 
-def test_a_wait_that_was_given_up_touches_nothing_of_what_comes_next(guest: FakeSysfs) -> None:
-    """The host has stopped listening for the first, and has another function plugged into the same port."""
+def test_abandoned_wait_does_not_touch_the_next_function(guest: FakeSysfs) -> None:
+    """The host has stopped waiting for the first function, and plugs another one into the same port."""
     failures: list[str] = []
     before = hardware._newest.get(ADDRESS)
 

@@ -1,4 +1,4 @@
-"""Functions that get ready step by step: each step of the guest's kernel is waited for, in its order."""
+"""Functions that get ready step by step: each step of the guest kernel is awaited in order."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ DEVICE = f"sys/bus/pci/devices/{ADDRESS}"
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[FakeKernel]:
-    made = FakeKernel(str(tmp_path))
-    yield made
-    made.close()
+    kernel = FakeKernel(str(tmp_path))
+    yield kernel
+    kernel.close()
 
 
 def bind(kernel: FakeKernel, *steps: Callable[[], None]) -> dict[str, object]:
     uevents = FakeUevents(*steps, lambda: None)
     answer = bind_vfio(uevents, ADDRESS, seconds=20, root=kernel.root)
-    assert len(uevents.steps) == 1, "it was waited for nothing more"
+    assert len(uevents.steps) == 1, "no further wait"
     return answer
 
 
-def test_every_link_of_the_chain_may_come_later(kernel: FakeKernel) -> None:
+def test_every_link_of_the_chain_may_appear_later(kernel: FakeKernel) -> None:
     group = f"{kernel.root}/{DEVICE}/iommu_group"
 
     def appear() -> None:
@@ -49,14 +49,14 @@ def test_every_link_of_the_chain_may_come_later(kernel: FakeKernel) -> None:
     assert kernel.probed() == [ADDRESS]
 
 
-def test_a_node_without_numbers_is_waited_for(kernel: FakeKernel) -> None:
+def test_node_without_numbers_is_awaited(kernel: FakeKernel) -> None:
     kernel.function(ADDRESS, group=6)
     kernel.write("dev/vfio/6", "")
     assert bind(kernel, lambda: kernel.write("sys/class/vfio/6/dev", "245:0\n"))["major"] == 245
     assert kernel.probed() == [], "the driver has it already"
 
 
-def test_another_driver_lets_the_function_go_first(kernel: FakeKernel) -> None:
+def test_other_driver_is_unbound_first(kernel: FakeKernel) -> None:
     kernel.function(ADDRESS, group=6, driver="e1000e")
     kernel.node(6, 245, 0)
 
@@ -69,21 +69,21 @@ def test_another_driver_lets_the_function_go_first(kernel: FakeKernel) -> None:
     assert kernel.read(ADDRESS, "driver_override") == "vfio-pci"
 
 
-def test_the_driver_itself_is_not_unbound(kernel: FakeKernel) -> None:
+def test_vfio_driver_is_not_unbound(kernel: FakeKernel) -> None:
     kernel.function(ADDRESS, group=6, driver="vfio-pci")
     kernel.node(6, 245, 0)
     bind(kernel)
     assert "unbind" not in os.listdir(f"{kernel.root}/sys/bus/pci/drivers/vfio-pci")
 
 
-def test_a_virtio_function_is_for_its_own_driver(kernel: FakeKernel) -> None:
+def test_virtio_function_keeps_its_driver(kernel: FakeKernel) -> None:
     kernel.function(ADDRESS, group=6, driver="")
     bind_virtio(FakeUevents(lambda: kernel.bind(ADDRESS, "virtio-pci")), ADDRESS, seconds=20, root=kernel.root)
     assert kernel.read(ADDRESS, "driver_override") == "virtio-pci"
     assert kernel.probed() == [ADDRESS]
 
 
-def test_a_function_that_cannot_be_written_to_is_refused_with_the_reason(kernel: FakeKernel) -> None:
+def test_failed_write_to_a_function_is_reported_with_the_reason(kernel: FakeKernel) -> None:
     kernel.function(ADDRESS, group=6, driver="")
     os.unlink(f"{kernel.root}/{DEVICE}/driver_override")
     os.mkdir(f"{kernel.root}/{DEVICE}/driver_override")

@@ -1,4 +1,4 @@
-"""Hooks of the specification: which run where, what is refused, and how one is run."""
+"""Hooks of the specification: which run on the host or in the guest, invalid hooks, and how a hook is run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hawse.commands.hooks import run_all, state
+from hawse.commands.hooks import hook_state, run_all
 from hawse.errors import ConfigError
 from hawse.oci.hooks import split
 from hawse.oci.types import Hook
@@ -17,12 +17,12 @@ from hawse.oci.types import Hook
 RECORD = {"ociVersion": "1.0.2", "id": "c1", "bundle": "/", "annotations": {}}
 
 
-def test_the_hosts_and_the_guests_are_divided() -> None:
+def test_hooks_are_divided_between_host_and_guest() -> None:
     hook = Hook(path="/bin/true", args=["true"])
     kinds = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
     host, guest = split("config.json", {kind: [hook] for kind in kinds} | {"unknown": [hook], "prestart": None})
     assert list(host) == ["createRuntime", "createContainer", "poststart", "poststop"]
-    assert guest == {"startContainer": [{"path": "/bin/true", "args": ["true"]}]}, "crun takes no null"
+    assert guest == {"startContainer": [{"path": "/bin/true", "args": ["true"]}]}, "crun refuses null"
 
 
 @pytest.mark.parametrize(
@@ -33,15 +33,15 @@ def test_the_hosts_and_the_guests_are_divided() -> None:
         (Hook(path="/x", timeout=0), "hooks.poststop[0].timeout: 0 is not greater than 0"),
     ],
 )
-def test_what_makes_no_sense_is_named(hook: Hook, words: str) -> None:
+def test_invalid_hook_is_named(hook: Hook, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         split("config.json", {"poststop": [hook]})
     assert words in caught.value.message
 
 
 @pytest.mark.parametrize(("pid", "keys"), [(7, {"pid", "status"}), (0, {"status"})])
-def test_a_container_that_has_ended_has_no_pid(pid: int, keys: set[str]) -> None:
-    assert set(state(RECORD, "stopped", pid)) - set(RECORD) == keys
+def test_state_of_an_ended_container_has_no_pid(pid: int, keys: set[str]) -> None:
+    assert set(hook_state(RECORD, "stopped", pid)) - set(RECORD) == keys
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_container_that_has_ended_has_no_pid(pid: int, keys: set[str]) -> None
         ({"env": ["COLOUR=blue=sky"]}, "sh blue=sky"),
     ],
 )
-def test_arguments_and_environment(
+def test_hook_gets_its_arguments_and_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hook: dict[str, Any], seen: str
 ) -> None:
     monkeypatch.setenv("COLOUR", "inherited")
@@ -63,8 +63,8 @@ def test_arguments_and_environment(
     assert (first, json.loads(rest)) == (seen, RECORD)
 
 
-def test_one_that_reads_nothing_or_leaves_something_running_ends_nothing(tmp_path: Path) -> None:
-    """Its own end counts, not the end of what it wrote to."""
+def test_hook_that_does_not_read_or_leaves_a_process_is_not_an_error(tmp_path: Path) -> None:
+    """Its own end counts, even if another process keeps its output open."""
     pid = tmp_path / "pid"
     script = f"exec 0<&-; sleep 1000 & echo $! > {pid}"
     large = RECORD | {"annotations": {"x": "y" * 200_000}}
@@ -72,7 +72,7 @@ def test_one_that_reads_nothing_or_leaves_something_running_ends_nothing(tmp_pat
     os.kill(int(pid.read_text()), 9)
 
 
-def test_every_failure_is_told_and_the_others_run(tmp_path: Path) -> None:
+def test_every_failure_is_reported_and_the_other_hooks_run(tmp_path: Path) -> None:
     scripts = ("echo why >&2; exit 2", "kill -9 $$", "sleep 1000", f"echo > {tmp_path}/ran")
     hooks: list[dict[str, Any]] = [{"path": "/bin/sh", "args": ["sh", "-c", script]} for script in scripts]
     hooks[2]["timeout"] = 1

@@ -1,4 +1,4 @@
-"""Sockets and FIFOs of the host that are bound: which are forwarded, and what is warned of."""
+"""Bind-mounted sockets and FIFOs of the host: which are forwarded, and which cause a warning."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ AGENT = Special(SOCKET, "/run/spire/agent.sock", 0o777, 0, 0)
 
 @pytest.fixture
 def sockets(tmp_path: Path) -> Iterator[Path]:
-    """A socket of each kind, one that nobody has open, a FIFO, a file, and links."""
+    """A socket of each kind, one that no process has open, a FIFO, a file, and links."""
     kinds = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "packets": socket.SOCK_SEQPACKET}
     opened = []
     for name, kind in kinds.items():
-        made = socket.socket(socket.AF_UNIX, kind)
-        made.bind(f"{tmp_path}/{name}")
+        bound = socket.socket(socket.AF_UNIX, kind)
+        bound.bind(f"{tmp_path}/{name}")
         if name != "datagram":
-            made.listen()
-        opened.append(made)
+            bound.listen()
+        opened.append(bound)
     gone = socket.socket(socket.AF_UNIX)
     gone.bind(f"{tmp_path}/gone")
     gone.close()
@@ -40,11 +40,11 @@ def sockets(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("stream")
     yield tmp_path
-    for made in opened:
-        made.setblocking(False)
-        with pytest.raises(BlockingIOError):  # nobody was told of anything
-            made.accept() if made.type != socket.SOCK_DGRAM else made.recv(1)
-        made.close()
+    for bound in opened:
+        bound.setblocking(False)
+        with pytest.raises(BlockingIOError):  # no peer has received data
+            bound.accept() if bound.type != socket.SOCK_DGRAM else bound.recv(1)
+        bound.close()
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,16 @@ def sockets(tmp_path: Path) -> Iterator[Path]:
      ("none", "")],
 )  # fmt: skip
 def test_sockets_and_fifos_are_found_where_links_lead(sockets: Path, name: str, kind: str) -> None:
-    found = find_special(f"{sockets}/{name}")
-    assert (found.kind if found else "") == kind
+    special = find_special(f"{sockets}/{name}")
+    assert (special.kind if special else "") == kind
     if name == "link":
-        assert found is not None
-        assert found.path == f"{sockets}/stream"
+        assert special is not None
+        assert special.path == f"{sockets}/stream"
     if name == "fifo":
-        assert found == Special(FIFO, f"{sockets}/fifo", 0o640, 0, 0)
+        assert special == Special(FIFO, f"{sockets}/fifo", 0o640, 0, 0)
 
 
-def test_descriptors_of_processes_are_none_of_them() -> None:
+def test_descriptors_of_processes_are_not_sockets_to_forward() -> None:
     reading, writing = os.pipe()
     try:
         assert find_special(f"/proc/self/fd/{reading}") is None
@@ -89,7 +89,9 @@ def test_type_of_a_socket_is_found_without_a_message(sockets: Path, name: str, e
         (Special(FIFO, "/run/f", 0o600, 0, 0), ["/run/f"], "/run/f is a FIFO of the host: only containers of the same"),
     ],
 )
-def test_what_is_not_forwarded_is_warned_of_by_its_path(special: Special, patterns: list[str], words: str) -> None:
+def test_socket_that_is_not_forwarded_is_a_warning_with_its_path(
+    special: Special, patterns: list[str], words: str
+) -> None:
     text = obstacle("mounts[1].source", special, patterns, type_of=lambda _: STREAM)
     assert words in text if words else text == ""
     assert not words or text.startswith(f"mounts[1].source: {special.path} is a {special.kind} of the host")
@@ -100,7 +102,7 @@ def test_socket_of_datagrams_is_not_forwarded() -> None:
     assert "of datagrams: only sockets of streams are forwarded" in text
 
 
-def test_socket_that_cannot_be_looked_at_is_not_forwarded() -> None:
+def test_socket_of_unknown_type_is_not_forwarded() -> None:
     assert "No such file" in obstacle("mounts[1].source", Special(SOCKET, "/none", 0, 0, 0), ["/none"])
 
 
@@ -146,11 +148,11 @@ def planned(directory: Path, *mounts: dict[str, Any], env: tuple[str, ...] = (),
 
 
 @pytest.mark.parametrize("name", ["stream", "datagram", "fifo"])
-def test_mount_is_shared_as_a_file_and_warned_of(sockets: Path, name: str) -> None:
-    made = planned(sockets, {"destination": "/s", "source": f"{sockets}/{name}"})
-    assert (made.spec["mounts"][0]["source"], made.mounts.sockets) == ("/run/hawse/share/c1/mount0", {})
-    assert (made.shares[1].source, made.shares[1].is_dir) == (f"{sockets}/{name}", False)
-    [(level, text)] = made.notes
+def test_mount_that_is_not_forwarded_is_shared_as_a_file_with_a_warning(sockets: Path, name: str) -> None:
+    container = planned(sockets, {"destination": "/s", "source": f"{sockets}/{name}"})
+    assert (container.spec["mounts"][0]["source"], container.mounts.sockets) == ("/run/hawse/share/c1/mount0", {})
+    assert (container.shares[1].source, container.shares[1].is_dir) == (f"{sockets}/{name}", False)
+    [(level, text)] = container.notes
     assert level == "warning"
     assert f"mounts[0].source: {sockets}/{name} is a " in text
 
@@ -159,30 +161,30 @@ def test_forwarded_socket_is_the_guests_with_the_hosts_mode_and_owners(sockets: 
     os.chmod(sockets / "stream", 0o660)
     os.chown(sockets / "stream", 7, 8)
     source = str(sockets / "link")
-    made = planned(sockets, {"destination": "/s", "source": source}, forwarded=f"{sockets}/stream")
-    assert made.spec["mounts"][0]["source"] == "/run/hawse/sockets/c1/mount0"
-    assert made.mounts.sockets == {"mount0": Special(SOCKET, f"{sockets}/stream", 0o660, 7, 8)}
-    assert made.notes == ()
+    container = planned(sockets, {"destination": "/s", "source": source}, forwarded=f"{sockets}/stream")
+    assert container.spec["mounts"][0]["source"] == "/run/hawse/sockets/c1/mount0"
+    assert container.mounts.sockets == {"mount0": Special(SOCKET, f"{sockets}/stream", 0o660, 7, 8)}
+    assert container.notes == ()
     maps = {f"{kind}Mappings": [{"containerID": 0, "hostID": 100000, "size": 9}] for kind in ("uid", "gid")}
     mapped = planned(sockets, {"destination": "/s", "source": source, **maps}, forwarded=f"{sockets}/stream")
     assert [(found.uid, found.gid) for found in mapped.mounts.sockets.values()] == [(100007, 100008)]
 
 
 def test_socket_in_dev_is_the_hosts(sockets: Path) -> None:
-    """As /dev/log is, which the guest does not have."""
+    """For example /dev/log, which the guest does not have."""
     place = f"/dev/hawse-test-{os.getpid()}"
     os.symlink(sockets / "stream", place)
     try:
-        made = planned(sockets, {"destination": "/dev/log", "source": place})
+        container = planned(sockets, {"destination": "/dev/log", "source": place})
     finally:
         os.unlink(place)
-    assert made.shares[1].source == f"{sockets}/stream"
-    assert len(made.notes) == 1
-    assert made.spec["mounts"][0]["source"] == "/run/hawse/share/c1/mount0"
+    assert container.shares[1].source == f"{sockets}/stream"
+    assert len(container.notes) == 1
+    assert container.spec["mounts"][0]["source"] == "/run/hawse/share/c1/mount0"
 
 
 def test_socket_for_notifications_is_passed_on_otherwise(sockets: Path) -> None:
-    made = planned(
+    container = planned(
         sockets, {"destination": "/run/n", "source": f"{sockets}/datagram"}, env=("NOTIFY_SOCKET=/run/n",)
     )  # fmt: skip
-    assert made.notes == ()
+    assert container.notes == ()

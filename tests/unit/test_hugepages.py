@@ -104,19 +104,20 @@ def bind(source: str, destination: str, *options: str) -> dict[str, Any]:
 
 
 def test_bind_mount_of_host_hugetlbfs_becomes_a_guest_hugetlbfs(tmp_path: Path) -> None:
-    """Docker's -v mounts those of /dev, Kubernetes volumes; each source directory has its own mount in the guest."""
+    """Docker's -v mounts those of /dev, Kubernetes mounts volumes. The guest mounts each source directory
+    separately."""
     volume = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/h"
-    found = {"/dev/hugepages": Hugetlbfs(2048, 0o1777, 0, 0), volume: Hugetlbfs(GIB_KIB, 0o755, 7, 8)}
+    hugetlbfs = {"/dev/hugepages": Hugetlbfs(2048, 0o1777, 0, 0), volume: Hugetlbfs(GIB_KIB, 0o755, 7, 8)}
     mounts = [
         bind("/dev/hugepages", "/dev/hugepages", "ro"),
         bind(f"{volume}/", "/big"),
         bind("/dev/null", "/other"),
         bind(volume, "/again"),
     ]
-    files = HostFiles(exists=lambda _: True, is_dir=lambda _: True, hugetlbfs=found.get)
+    files = HostFiles(exists=lambda _: True, is_dir=lambda _: True, hugetlbfs=hugetlbfs.get)
     plan = plan_guest(bundle(tmp_path, mounts), container="c1", files=files)
     (small, big) = plan.mounts.huge.items()
-    assert (small[1], big[1]) == tuple(found.values())
+    assert (small[1], big[1]) == tuple(hugetlbfs.values())
     directory = "/run/hawse/hugepages"
     assert plan.spec["mounts"] == [
         bind(f"{directory}/{small[0]}", "/dev/hugepages", "ro"),
@@ -161,7 +162,7 @@ BOTH = frozenset({2048, GIB_KIB})
         (SINGLE, Asked(mounted=frozenset({2048})), 0, ((2048, 256),)),
         (SINGLE, Asked(mounted=frozenset({GIB_KIB})), 16, ((GIB_KIB, 1),)),
         (SINGLE, Asked(), 100, ()),
-        # A pod: each of its containers has the pod's annotation; its sandbox has only its own limits.
+        # A pod: the annotation of the pod is on each of its containers; its sandbox has only its own limits.
         (CONTAINER, Asked(said={2048: 9}), 0, ()),
         (CONTAINER, Asked(mounted=frozenset({2048}), said={2048: 9}), 0, ((2048, 9),)),
         (SANDBOX, Asked(mounted=BOTH, said={2048: 9}, configured={2048: 8}), 5, ()),
@@ -228,8 +229,8 @@ def test_page_counts_are_read_from_all_sources(tmp_path: Path) -> None:
     mounts = [{"type": "hugetlbfs", "source": "h", "destination": "/h", "options": ["pagesize=1G"]}]
     plan = plan_guest(bundle(tmp_path, mounts, hugepageLimits=[{"pageSize": "2MB", "limit": 4 << 20}]), container="c1")
     config = Config(vm=Vm(guest_hugepages="2MB:5"))
-    found = asked_by(plan, config, {"hawse.hugepages": "1GB:3"})
-    assert found == Asked({2048: 2}, frozenset({GIB_KIB}), {GIB_KIB: 3}, {2048: 5})
+    request = asked_by(plan, config, {"hawse.hugepages": "1GB:3"})
+    assert request == Asked({2048: 2}, frozenset({GIB_KIB}), {GIB_KIB: 3}, {2048: 5})
     with pytest.raises(ConfigError, match=r"configuration: vm\.guest_hugepages: 'x'"):
         asked_by(plan, Config(vm=Vm(guest_hugepages="x")), {})
 

@@ -29,7 +29,7 @@ class Link(GuestLink):
         return read_answer(call, self._answer)
 
 
-def test_each_guest_gets_a_seed_of_its_own_and_the_time(tmp_path: Path) -> None:
+def test_each_guest_gets_its_own_seed_and_the_time(tmp_path: Path) -> None:
     links = [Link({"monotonic_ns": 5}), Link({"monotonic_ns": 5})]
     before = time.time_ns()
     for link in links:
@@ -43,7 +43,7 @@ def test_each_guest_gets_a_seed_of_its_own_and_the_time(tmp_path: Path) -> None:
     assert before <= calls[0][0].time_ns <= calls[1][0].time_ns <= after
 
 
-def test_the_clocks_are_compared_in_the_middle_of_the_call(tmp_path: Path) -> None:
+def test_clocks_are_compared_at_the_middle_of_the_call(tmp_path: Path) -> None:
     link, steps = Link({"monotonic_ns": 3_000_000_000}), Steps(f"{tmp_path}/steps.json", [])
     before = time.monotonic()
     asyncio.run(wake(link, steps, seconds=7))
@@ -68,7 +68,7 @@ def test_the_clocks_are_compared_in_the_middle_of_the_call(tmp_path: Path) -> No
         ({"monotonic_ns": True}, "monotonic_ns: Expected `int`, got `bool`"),
     ],
 )
-def test_an_answer_without_a_usable_clock_is_refused(tmp_path: Path, answer: object, refusal: str) -> None:
+def test_answer_without_a_valid_clock_is_refused(tmp_path: Path, answer: object, refusal: str) -> None:
     link = Link(answer)
     with pytest.raises(VmError) as caught:
         asyncio.run(wake(link, Steps(f"{tmp_path}/steps.json", []), seconds=7))
@@ -77,5 +77,5 @@ def test_an_answer_without_a_usable_clock_is_refused(tmp_path: Path, answer: obj
 
 
 @pytest.mark.parametrize("clock", [0, 2**63 - 1])
-def test_the_first_and_the_last_clock_are_usable(tmp_path: Path, clock: int) -> None:
+def test_smallest_and_largest_clock_are_accepted(tmp_path: Path, clock: int) -> None:
     asyncio.run(wake(Link({"monotonic_ns": clock}), Steps(f"{tmp_path}/steps.json", []), seconds=7))

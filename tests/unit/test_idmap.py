@@ -27,7 +27,7 @@ BIND = {"destination": "/x", "type": "bind", "source": "/data"}
 
 
 @pytest.mark.parametrize(
-    ("mount", "container", "found"),
+    ("mount", "container", "expected"),
     [
         ({}, OWN, None),
         ({"options": ["rbind", "rro"]}, OWN, None),
@@ -41,9 +41,9 @@ BIND = {"destination": "/x", "type": "bind", "source": "/data"}
         ({"options": ["ridmap"]}, OWN, BELOW),
     ],
 )
-def test_mapping_of_a_mount(mount: dict[str, Any], container: Any, found: IdMap | None) -> None:
+def test_mapping_of_a_mount(mount: dict[str, Any], container: Any, expected: IdMap | None) -> None:
     rest, owners = take_out("mounts[0]", BIND | mount, container, bind=True)
-    assert owners == found
+    assert owners == expected
     assert not {"uidMappings", "gidMappings"} & rest.keys()
     assert not {"idmap", "ridmap"} & set(rest.get("options") or ())
     assert {key: rest[key] for key in BIND} == BIND
@@ -149,10 +149,10 @@ def test_shares_have_mappings_and_the_guests_runtime_sees_none(tmp_path: Path) -
     ]
     plan = planned(tmp_path, CONTAINER, {"path": "/proc/7/ns/user"}, mounts, **MAPPED)
     assert plan.shares[-1].owners == BELOW
-    assert plan.shares[0].owners is None, "engines give the root file system its owners"
+    assert plan.shares[0].owners is None, "engines change the owners of the root file system themselves"
     [huge] = plan.mounts.huge.values()
     assert (huge.uid, huge.gid) == (100000, 200000)
-    assert len(plan.mounts.memory) == 1, "everybody may write to it"
+    assert len(plan.mounts.memory) == 1, "every user can write to it"
     assert "Mappings" not in str(plan.spec["mounts"])
     assert "idmap" not in str(plan.spec["mounts"])
 

@@ -190,10 +190,10 @@ def test_kernel_without_modules_is_refused(tmp_path: Path, options: dict[str, st
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mirror:
-    made = Mirror(f"{tmp_path}/mirror", monkeypatch.setenv)
+    mirror = Mirror(f"{tmp_path}/mirror", monkeypatch.setenv)
     for name in ("linux-image-amd64_6_amd64.deb", "linux-base_4_all.deb", KERNEL, "linux-image-7_7_amd64.deb"):
-        Path(made.path, name).write_text("")
-    return made
+        Path(mirror.path, name).write_text("")
+    return mirror
 
 
 @pytest.mark.parametrize(("others", "count"), [([], 0), ([KERNEL, "linux-image-7_7_amd64.deb"], 2)])

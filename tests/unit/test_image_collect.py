@@ -73,7 +73,7 @@ def test_images_that_no_pointer_names_are_removed(images: Path) -> None:
     assert collect(str(images), keep=keep) == [digest(1)]
     assert left(images) == ["2", "3", "current-a", "current-b"]
     used = os.stat(images / "current-b").st_atime
-    assert time.time() - used > DAY - 60, "a build is no use of the others' pointers"
+    assert time.time() - used > DAY - 60, "a build does not count as a use of other pointers"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_images_that_no_pointer_names_are_removed(images: Path) -> None:
     ],
 )  # fmt: skip
 def test_pointer_is_removed_a_month_after_its_last_use(images: Path, read: float, built: float, stays: bool) -> None:
-    """Its image goes an hour later: a start may just have read the pointer."""
+    """Its image is removed an hour later: a start may just have read the pointer."""
     make(images, 1)
     make(images, 2)
     keep = point(images, "mine", 1, read=2 * UNUSED, built=2 * UNUSED)
@@ -121,7 +121,7 @@ def test_process_that_is_killed_holds_nothing(images: Path) -> None:
     assert collect(str(images), keep="") == [digest(1)]
 
 
-def test_image_that_has_gone_cannot_be_held(images: Path) -> None:
+def test_removed_image_cannot_be_held(images: Path) -> None:
     with pytest.raises(ImageError, match="was removed after this start began: no such file") as caught:
         hold(str(images / digest(1)))
     assert caught.value.hint == "try again"

@@ -65,7 +65,7 @@ def test_static_program_is_copied_through_links_inside_the_tree(trees: tuple[str
     assert (stat.S_ISREG(copied.st_mode), stat.S_IMODE(copied.st_mode)) == (True, 0o755)
     Path(full, "usr/lib/busybox.real").write_text("another")
     add_programs(full, tree, ["usr/bin/busybox"], {})
-    assert Path(tree, "usr/bin/busybox").read_text() == "static", "what the tree has stays"
+    assert Path(tree, "usr/bin/busybox").read_text() == "static", "existing files of the tree are kept"
 
 
 def test_program_that_fails_in_the_tree_is_reported_with_its_stderr() -> None:
@@ -94,10 +94,10 @@ open("/written", "w").close()
 print(json.dumps([os.getpid(), os.getuid(), mounted, node, socket.if_nameindex(), sorted(os.listdir("/")),
                   libc.prctl(39, 0, 0, 0, 0), [libc.prctl(23, number, 0, 0, 0) for number in range(8)]]))
 """
-    pid, user, mounted, made, interfaces, names, no_new, bounding = json.loads(
+    pid, user, mounted, created, interfaces, names, no_new, bounding = json.loads(
         chroot(tree, "/usr/bin/python3", "-IS", "-c", script)
     )
-    assert (pid, user, mounted, made) == (1, 0, -1, "Operation not permitted")
+    assert (pid, user, mounted, created) == (1, 0, -1, "Operation not permitted")
     assert [name for _, name in interfaces] == ["lo"]
     assert set(names) == {"bin", "sbin", "lib", "lib64", "usr", "proc", "written"} | set(os.listdir(tree))
     assert (no_new, bounding) == (1, [0] * 8)

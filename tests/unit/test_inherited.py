@@ -58,8 +58,8 @@ def test_limits(named: list[Any], caller: dict[str, tuple[int, int]], expected: 
     [(None, 0, None), (None, 7, 7), (None, -999, -999), (0, 7, 0), (-5, 7, -5), (3, 0, 3)],
 )
 def test_oom_score_adj(named: int | None, caller: int, expected: int | None) -> None:
-    made = inherit({"oomScoreAdj": named}, Inherited(oom_score_adj=caller))
-    assert made["oomScoreAdj"] == expected
+    process = inherit({"oomScoreAdj": named}, Inherited(oom_score_adj=caller))
+    assert process["oomScoreAdj"] == expected
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_oom_score_adj(named: int | None, caller: int, expected: int | None) -> 
     ],
 )  # fmt: skip
 def test_umask_of_an_exec(user: Any, container: Any, expected: int) -> None:
-    made = inherit_exec({"user": user}, Inherited(umask=0o77), container={"user": container, "rlimits": ["not its"]})
-    assert made["user"] == (user or {}) | {"umask": expected}
-    assert "rlimits" not in made
+    process = inherit_exec({"user": user}, Inherited(umask=0o77), container={"user": container, "rlimits": ["not its"]})
+    assert process["user"] == (user or {}) | {"umask": expected}
+    assert "rlimits" not in process
 
 
 def test_umask_of_the_first_process_is_its_own() -> None:

@@ -1,4 +1,4 @@
-"""What `hawse install` makes of an engine's configuration, and that its undoing leaves what others wrote."""
+"""Changes of an engine's configuration by `hawse install`; the undo keeps what others have written."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def test_install_is_idempotent_and_undo_keeps_the_rest_of_the_file(name: str, be
 
 
 def test_docker_entry_gets_the_configuration_and_keeps_its_other_options() -> None:
-    given = replace(WANTED, config="/srv/hawse.toml")
+    options = replace(WANTED, config="/srv/hawse.toml")
     first = add_docker("", WANTED)
-    second = add_docker(first, given)
+    second = add_docker(first, options)
     assert json.loads(second)["runtimes"]["hawse"]["runtimeArgs"] == ["--config", "/srv/hawse.toml"]
-    assert add_docker(second, given) == second
+    assert add_docker(second, options) == second
     assert add_docker(second, WANTED) == second, "an administrator may have written the options"
     assert remove_docker(second, WANTED) == ""
 
@@ -101,10 +101,10 @@ def test_containerd_handler_is_in_the_table_of_the_files_version(version: int, p
     """containerd 1.x has version 2, 2.0 has 3, 2.3 has 4. The version and others' settings stay."""
     before = f'version = {version}\n\n[plugins."{plugin}".containerd.runtimes.runc]\nruntime_type = "x"\n'
     after = add_containerd(before, WANTED)
-    made = tomllib.loads(after)
-    assert made["version"] == version
-    assert list(made["plugins"]) == [plugin]
-    runtimes = made["plugins"][plugin]["containerd"]["runtimes"]
+    table = tomllib.loads(after)
+    assert table["version"] == version
+    assert list(table["plugins"]) == [plugin]
+    runtimes = table["plugins"][plugin]["containerd"]["runtimes"]
     assert runtimes["runc"] == {"runtime_type": "x"}
     assert runtimes["hawse"] == {
         "runtime_type": "io.containerd.runc.v2", "privileged_without_host_devices": True,
@@ -117,10 +117,10 @@ def test_containerd_handler_is_in_the_table_of_the_files_version(version: int, p
 def test_default_configuration_of_containerd_2_3_is_accepted() -> None:
     """As of containerd 2.3: the server's settings are those of plugins, and a directory of files is imported."""
     after = add_containerd(DEFAULT_OF_2_3, WANTED)
-    made = tomllib.loads(after)
-    table = made["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]
+    parsed = tomllib.loads(after)
+    table = parsed["plugins"]["io.containerd.cri.v1.runtime"]["containerd"]
     assert (table["default_runtime_name"], set(table["runtimes"])) == ("runc", {"runc", "hawse"})
-    assert made["plugins"]["io.containerd.server.v1.grpc"] == {"address": "/run/containerd/containerd.sock"}
+    assert parsed["plugins"]["io.containerd.server.v1.grpc"] == {"address": "/run/containerd/containerd.sock"}
     assert ENGINES["containerd"].remove(after, WANTED) == DEFAULT_OF_2_3
 
 

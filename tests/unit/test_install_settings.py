@@ -44,8 +44,8 @@ class Host:
             return self.kvm
 
         args = SimpleNamespace(engine=engine, undo=undo, dry_run=dry_run, name="hawse", program=self._program, file="")
-        made = Settings(root=None, log=Log(), config_path=self.config, debug=False)
-        assert install.run(args, made, engines=self.engines, probe=probe) == 0  # type: ignore[arg-type]
+        settings = Settings(root=None, log=Log(), config_path=self.config, debug=False)
+        assert install.run(args, settings, engines=self.engines, probe=probe) == 0  # type: ignore[arg-type]
 
     def engine(self, name: str) -> Path:
         """The engine's file."""
@@ -90,10 +90,10 @@ def test_missing_configuration_is_written(
     host("docker")
     vm = load_config(str(host.own)).vm
     assert (vm.confine, vm.accel) == ("required", accel)
-    said = capsys.readouterr()
-    assert said.out.splitlines() == [f"{host.own}: written", f"{host.engine('docker')}: written"]
-    assert said.err.startswith(warning)
-    assert bool(said.err) == bool(warning)
+    output = capsys.readouterr()
+    assert output.out.splitlines() == [f"{host.own}: written", f"{host.engine('docker')}: written"]
+    assert output.err.startswith(warning)
+    assert bool(output.err) == bool(warning)
     host("docker")
     assert capsys.readouterr() == (f"{host.engine('docker')}: nothing to change\n", "")
 
@@ -153,13 +153,13 @@ def test_engine_without_options_cannot_use_the_named_configuration(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("given", [None, DEFAULT_PATH, "/etc/../etc/hawse/config.toml"])
+@pytest.mark.parametrize("option", [None, DEFAULT_PATH, "/etc/../etc/hawse/config.toml"])
 @pytest.mark.parametrize("engine", ["docker", "podman"])
 def test_default_configuration_needs_no_option(
-    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str, given: str | None
+    host: Host, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, engine: str, option: str | None
 ) -> None:
     monkeypatch.setattr(install, "_configure", lambda *_, **__: None)
-    host.config = given
+    host.config = option
     host(engine)
     assert "--config" not in host.engine(engine).read_text()
     assert capsys.readouterr().err == ""
@@ -197,7 +197,7 @@ def break_other(host: Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("then", "said"),
+    ("then", "output"),
     [
         (keep, "removed"),
         (edit, "kept, because it was changed after `hawse install` wrote it"),
@@ -206,7 +206,7 @@ def break_other(host: Host) -> None:
     ],
 )
 def test_undo_removes_an_unchanged_configuration_that_no_other_engine_uses(
-    host: Host, capsys: pytest.CaptureFixture[str], then: Callable[[Host], None], said: str
+    host: Host, capsys: pytest.CaptureFixture[str], then: Callable[[Host], None], output: str
 ) -> None:
     host("docker")
     then(host)
@@ -215,8 +215,8 @@ def test_undo_removes_an_unchanged_configuration_that_no_other_engine_uses(
     assert host.own.exists() and host.engine("docker").exists()
     capsys.readouterr()
     host("docker", undo=True)
-    assert capsys.readouterr().out.splitlines() == [f"{host.engine('docker')}: removed", f"{host.own}: {said}"]
-    assert host.own.exists() is (said != "removed")
+    assert capsys.readouterr().out.splitlines() == [f"{host.engine('docker')}: removed", f"{host.own}: {output}"]
+    assert host.own.exists() is (output != "removed")
 
 
 def test_undo_keeps_an_administrators_configuration(host: Host, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
-"""A command meets a monitor of another version of hawse: what ends a container works, the rest is one sentence."""
+"""A command meets a monitor of another version of hawse: verbs that end a container work, others fail with one
+sentence."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ from tests.support.fake_monitor import FakeMonitor
 from tests.support.ready import EMULATED, JOINS, Ready, annotated
 
 OLDER, NEWER = f"{INTERFACE - 1} 0.0.9\n", f"{INTERFACE + 1} 9.0.0\n"
-HINT = "delete the container and create it anew: until then `hawse state`, `list`, `kill` and `delete` work"
-#: Verbs that need the monitor's answer, and the status in which they ask for it.
+HINT = "delete the container and create it again; until then only state, list, kill and delete work"
+#: Verbs that call the monitor, and the status in which they do so.
 REFUSED = [
     ("start c1", CREATED),
     ("exec c1 true", "running"),
@@ -50,20 +51,20 @@ def host(tmp_path: Path) -> Ready:
 
 @pytest.fixture
 def hawse(host: Ready) -> Command:
-    made = Command(host.directory)
-    made.configure(host.config(more=EMULATED))
-    return made
+    command = Command(host.directory)
+    command.configure(host.config(more=EMULATED))
+    return command
 
 
 @pytest.fixture
 def monitor(hawse: Command, host: Ready) -> Iterator[FakeMonitor]:
     room = msgspec.to_builtins(Room(spares=[]))
-    with FakeMonitor(hawse.store("c1"), {"room": room}, bundle=host.bundle) as made:
-        yield made
+    with FakeMonitor(hawse.store("c1"), {"room": room}, bundle=host.bundle) as monitor:
+        yield monitor
 
 
 def write_lock(monitor: FakeMonitor, text: str) -> None:
-    """Have it be a monitor of another version."""
+    """Make it the monitor of another version."""
     Path(monitor.store.path, "lock").write_text(text)
 
 
@@ -77,7 +78,7 @@ def write_lock(monitor: FakeMonitor, text: str) -> None:
     ],
 )
 @pytest.mark.parametrize(("words", "status"), REFUSED)
-def test_verb_is_refused_by_both_versions_and_nothing_is_asked(
+def test_verb_is_refused_before_the_monitor_is_called(
     hawse: Command, monitor: FakeMonitor, words: str, status: str, text: str, whose: str
 ) -> None:
     monitor.change(status=status)
@@ -93,7 +94,7 @@ def test_verb_is_refused_by_both_versions_and_nothing_is_asked(
 
 
 @pytest.mark.parametrize("text", [OLDER, NEWER, ""])
-def test_what_shows_and_ends_a_container_works(hawse: Command, monitor: FakeMonitor, text: str) -> None:
+def test_verbs_that_show_or_end_a_container_work(hawse: Command, monitor: FakeMonitor, text: str) -> None:
     write_lock(monitor, text)
     assert json.loads(hawse("state", "c1").output)["status"] == "running"
     assert "c1" in hawse("list").output
@@ -135,7 +136,7 @@ def test_monitor_writes_its_number_when_it_takes_the_lock(tmp_path: Path) -> Non
 
 
 def test_monitor_that_has_no_lock_yet_is_of_the_command_that_started_it(tmp_path: Path) -> None:
-    """Its socket is bound before it has loaded its code."""
+    """Its socket is bound before the monitor has loaded its code."""
     store = Store(str(tmp_path), "c1")
     store.make()
     check_version(store, "await_machine")
@@ -144,36 +145,36 @@ def test_monitor_that_has_no_lock_yet_is_of_the_command_that_started_it(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "expected"),
     [
         (to_text(), (INTERFACE, VERSION)), (b"7 1.2.3\n", (7, "1.2.3")), (b"7\n", (7, "")), (b"", (0, "")),
         (b"x 1\n", (0, "")), (b"-1 1\n", (0, "")), (b"9999999999 1\n", (0, "")), (b"7 \xff\n", (7, "\ufffd")),
         (b"7 " + b"v" * 60, (7, "v" * 40)),
     ],
 )  # fmt: skip
-def test_lock_file_is_read(text: bytes, found: tuple[int, str]) -> None:
-    assert from_text(text) == found
+def test_lock_file_is_read(text: bytes, expected: tuple[int, str]) -> None:
+    assert from_text(text) == expected
 
 
 @pytest.mark.parametrize("method", ALWAYS)
-def test_methods_that_end_a_container_are_for_every_version(method: str) -> None:
+def test_methods_that_end_a_container_work_with_every_version(method: str) -> None:
     assert obstacle(method, (0, "")) == obstacle(method, (INTERFACE + 5, "9")) == ""
 
 
 def methods() -> list[str]:
     """The names that the monitor compares a call's method with."""
     tree = ast.parse(Path(service.__file__).read_text())
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "method":
             for each in ast.walk(node.comparators[0]):
                 if isinstance(each, ast.Constant):
-                    found.add(str(each.value))
-    return sorted(found)
+                    names.add(str(each.value))
+    return sorted(names)
 
 
 def surface() -> dict[str, Any]:
-    """The methods of the interface, and the messages that have a type."""
+    """The methods of the interface and the typed messages."""
     types = [ContainerPlan, Attachment, Room, Inherited, Origin]
     return {"methods": methods(), "types": without_descriptions(msgspec.json.schema_components(types)[1])}
 

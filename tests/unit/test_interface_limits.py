@@ -1,4 +1,4 @@
-"""Interfaces of a network namespace at the limits of what a guest takes, and attributes that are missing."""
+"""Interfaces of a network namespace at the guest's limits, and missing attributes."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def neighbour(number: int = 1, **attrs: Any) -> Message:
 
 
 def seen(**messages: Any) -> tuple[list[Interface], list[str]]:
-    given: dict[str, Any] = {"links": [link()], "addresses": [], "routes": [], "neighbours": []} | messages
-    return read([2], **given)
+    dump: dict[str, Any] = {"links": [link()], "addresses": [], "routes": [], "neighbours": []} | messages
+    return read([2], **dump)
 
 
 @pytest.mark.parametrize(
@@ -58,20 +58,20 @@ def seen(**messages: Any) -> tuple[list[Interface], list[str]]:
     ],
 )
 def test_link_is_ethernet_with_a_usable_mtu(attrs: dict[str, Any], taken: bool) -> None:
-    found, warnings = seen(links=[link(**attrs)])
-    assert (len(found), len(warnings)) == ((1, 0) if taken else (0, 1))
+    interfaces, warnings = seen(links=[link(**attrs)])
+    assert (len(interfaces), len(warnings)) == ((1, 0) if taken else (0, 1))
 
 
-def test_as_many_entries_as_a_guest_takes() -> None:
+def test_maximum_number_of_entries_is_accepted() -> None:
     counts = {
         "addresses": [address(IFA_ADDRESS=f"10.{n >> 8}.{n & 255}.1") for n in range(1025)],
         "routes": [route(RTA_DST=f"10.{n >> 8}.{n & 255}.0") for n in range(1025)],
         "neighbours": [neighbour(n) for n in range(1025)],
     }
     for kind, messages in counts.items():
-        [found], _ = seen(**{kind: messages[:1024]})
-        assert len(getattr(found, kind)) == 1024
-        with pytest.raises(ConfigError, match=f"interface eth2 has 1025 {kind}, and a guest takes 1024"):
+        [interface], _ = seen(**{kind: messages[:1024]})
+        assert len(getattr(interface, kind)) == 1024
+        with pytest.raises(ConfigError, match=f"interface eth2 has 1025 {kind}, but a guest supports 1024"):
             seen(**{kind: messages})
     found_links, _ = read(range(1, 65), links=[link(n) for n in range(1, 65)], addresses=[], routes=[], neighbours=[])
     assert [each.index for each in found_links] == list(range(1, 65))
@@ -83,7 +83,7 @@ def test_as_many_entries_as_a_guest_takes() -> None:
         (address(IFA_ADDRESS="10.0.0.2"), {"local": "10.0.0.2", "prefix": 24, "scope": 3}),
         (address(IFA_ADDRESS="10.0.0.2", IFA_BROADCAST=""), {"local": "10.0.0.2", "prefix": 24, "scope": 3}),
         (address(IFA_LOCAL="10.0.0.2"), {"local": "10.0.0.2", "prefix": 24, "scope": 3, "peer": ""}),
-        # For IPv4 these bits mean something else, and the flags of the header hold where there is no attribute.
+        # For IPv4 these bits have another meaning. Without the attribute, the flags of the header apply.
         (address(IFA_ADDRESS="10.0.0.2", flags=0x09), {"local": "10.0.0.2", "prefix": 24, "scope": 3}),
         (address(IFA_ADDRESS="fd77::2", family=10, flags=0x01), None),
         (address(IFA_ADDRESS="fd77::2", family=10, IFA_FLAGS=0, flags=0x01), {"local": "fd77::2"}),
@@ -93,15 +93,15 @@ def test_as_many_entries_as_a_guest_takes() -> None:
     ],
 )
 def test_addresses(message: Message, expected: Message | None) -> None:
-    [found], warnings = seen(addresses=[message])
-    assert found.addresses == ([{"prefix": 24, "scope": 3} | expected] if expected else [])
+    [interface], warnings = seen(addresses=[message])
+    assert interface.addresses == ([{"prefix": 24, "scope": 3} | expected] if expected else [])
     assert warnings == []
 
 
 @pytest.mark.parametrize(
     ("message", "more"),
     [
-        # The attribute holds where the table's number is too great for the header.
+        # The attribute is used if the number of the table is too large for the header.
         (route(table=252, RTA_TABLE=254), {}),
         (route(table=254, RTA_TABLE=1000), None),
         (route(), {}),
@@ -121,18 +121,18 @@ def test_addresses(message: Message, expected: Message | None) -> None:
     ],
 )
 def test_routes(message: Message, more: Message | None) -> None:
-    [found], warnings = seen(routes=[message])
+    [interface], warnings = seen(routes=[message])
     whole = {"family": 4, "to": "10.9.0.0", "prefix": 16, "scope": 0, "protocol": 3}
-    assert found.routes == ([] if more is None else [whole | more])
+    assert interface.routes == ([] if more is None else [whole | more])
     assert warnings == []
 
 
 def test_route_of_several_gateways_is_reported_for_each_interface() -> None:
     hops = [{"oif": 2}, {"oif": 3}, {"oif": 9}]
-    found, warnings = read(
+    interfaces, warnings = read(
         [2, 3], links=[link(2), link(3)], addresses=[], routes=[route(RTA_MULTIPATH=hops, RTA_OIF=0)], neighbours=[]
     )
-    assert [each.routes for each in found] == [[], []]
+    assert [each.routes for each in interfaces] == [[], []]
     assert sorted(warnings) == [
         f"interface eth{n}: the route 10.9.0.0/16 has several gateways: the guest does not get it" for n in (2, 3)
     ]
@@ -141,8 +141,8 @@ def test_route_of_several_gateways_is_reported_for_each_interface() -> None:
 @pytest.mark.parametrize("missing", ["NDA_DST", "NDA_LLADDR"])
 def test_neighbour_without_an_address_is_left_out(missing: str) -> None:
     nothing: dict[str, Any] = {missing: None}
-    [found], _ = seen(neighbours=[neighbour(**nothing), neighbour(5)])
-    assert found.neighbours == [{"to": "10.0.0.5", "mac": "02:00:00:00:00:01"}]
+    [interface], _ = seen(neighbours=[neighbour(**nothing), neighbour(5)])
+    assert interface.neighbours == [{"to": "10.0.0.5", "mac": "02:00:00:00:00:01"}]
 
 
 @pytest.mark.parametrize(
@@ -151,4 +151,4 @@ def test_neighbour_without_an_address_is_left_out(missing: str) -> None:
 def test_policy_routing_is_reported_once(priorities: list[int | None], said: int) -> None:
     rules = [{"attrs": [("FRA_PRIORITY", n)] if n is not None else []} for n in priorities]
     assert len(seen(rules=rules)[1]) == said
-    assert seen(links=[], rules=rules) == ([], []), "without an interface nobody is told"
+    assert seen(links=[], rules=rules) == ([], []), "no warning without an interface"

@@ -1,4 +1,4 @@
-"""From pyroute2's messages to what a guest's interfaces are: what is taken, what is left, what is said."""
+"""The guest's interfaces from pyroute2's messages: settings that are copied, those that are not, and warnings."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def neighbour(to: str, *, index: int = 2, state: int = 0x80, family: int = 2) ->
 
 
 def seen(**messages: list[dict[str, Any]]) -> tuple[Interface, list[str]]:
-    """The one interface, and what is said."""
-    given: dict[str, Any] = {"links": [link()], "addresses": [], "routes": [], "neighbours": []} | messages
-    [found], warnings = read([2], **given)
-    return found, warnings
+    """The only interface, and the warnings."""
+    dump: dict[str, Any] = {"links": [link()], "addresses": [], "routes": [], "neighbours": []} | messages
+    [interface], warnings = read([2], **dump)
+    return interface, warnings
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def seen(**messages: list[dict[str, Any]]) -> tuple[Interface, list[str]]:
             address("10.0.0.1", prefix=32, IFA_LOCAL="10.0.0.2"),
             {"local": "10.0.0.2", "prefix": 32, "scope": 0, "peer": "10.0.0.1"},
         ),
-        (  # one more of the same net, which for IPv6 would be a temporary one
+        (  # another address of the same network; for IPv6 this bit means a temporary address
             address("10.0.0.3", flags=0x81, IFA_RT_PRIORITY=9),
             {"local": "10.0.0.3", "prefix": 24, "scope": 0, "metric": 9},
         ),
@@ -65,14 +65,14 @@ def seen(**messages: list[dict[str, Any]]) -> tuple[Interface, list[str]]:
     ],
 )
 def test_addresses(message: dict[str, Any], expected: dict[str, Any] | None) -> None:
-    found, warnings = seen(addresses=[message])
-    assert found.addresses == ([expected] if expected else [])
+    interface, warnings = seen(addresses=[message])
+    assert interface.addresses == ([expected] if expected else [])
     assert warnings == []
 
 
-def test_an_address_that_another_host_has_is_left_and_said() -> None:
-    found, warnings = seen(addresses=[address("fd77::2", flags=0x88)])
-    assert found.addresses == []
+def test_duplicate_address_is_omitted_with_a_warning() -> None:
+    interface, warnings = seen(addresses=[address("fd77::2", flags=0x88)])
+    assert interface.addresses == []
     assert warnings == ["interface eth0: another host has its address fd77::2: the guest does not get it"]
 
 
@@ -81,9 +81,10 @@ def test_an_address_that_another_host_has_is_left_and_said() -> None:
     [(0x11043, 0x1000), (0x110C3, 0x1080), (0x11343, 0x1300), (0x10043, 0), (0x190E3, 0x90A0)],
 )
 def test_flags_that_a_user_sets(flags: int, kept: int) -> None:
-    """As with `ip link set eth0 arp off`, and the like; not up, broadcast, running and lower-up (linux/if.h)."""
-    found, warnings = seen(links=[link() | {"flags": flags}])
-    assert (found.flags, warnings) == (kept, [])
+    """As set by `ip link set eth0 arp off` and similar commands; not up, broadcast, running and lower-up
+    (linux/if.h)."""
+    interface, warnings = seen(links=[link() | {"flags": flags}])
+    assert (interface.flags, warnings) == (kept, [])
 
 
 @pytest.mark.parametrize(
@@ -121,8 +122,8 @@ DEFAULT = {"family": 4, "to": "", "prefix": 0, "scope": 0, "protocol": 3}
             DEFAULT | {"mtu": 1400, "mtu_locked": True},
         ),
         (route(family=10, RTA_GATEWAY="fe80::1"), DEFAULT | {"family": 6, "gateway": "fe80::1"}),
-        (route("10.0.0.0", 24, proto=2), None),  # comes with its address
-        (route(family=10, proto=9), None),  # comes from the router
+        (route("10.0.0.0", 24, proto=2), None),  # the kernel adds it with its address
+        (route(family=10, proto=9), None),  # the router announces it
         (route("10.0.0.2", 32, type=2, table=255), None),
         (route("10.9.0.0", 16, table=100), None),
         (route("10.9.0.0", 16, index=3), None),
@@ -132,8 +133,8 @@ DEFAULT = {"family": 4, "to": "", "prefix": 0, "scope": 0, "protocol": 3}
     ],
 )
 def test_routes(message: dict[str, Any], expected: dict[str, Any] | None) -> None:
-    found, warnings = seen(routes=[message])
-    assert found.routes == ([expected] if expected else [])
+    interface, warnings = seen(routes=[message])
+    assert interface.routes == ([expected] if expected else [])
     assert warnings == []
 
 
@@ -147,9 +148,9 @@ def test_routes(message: dict[str, Any], expected: dict[str, Any] | None) -> Non
         (route(RTA_ENCAP={}), "interface eth0: the route default has an encapsulation: the guest does not get it"),
     ],
 )
-def test_routes_that_are_left_and_said(message: dict[str, Any], words: str) -> None:
-    found, warnings = seen(routes=[message])
-    assert found.routes == []
+def test_routes_that_are_omitted_with_a_warning(message: dict[str, Any], words: str) -> None:
+    interface, warnings = seen(routes=[message])
+    assert interface.routes == []
     assert warnings == [words]
 
 
@@ -163,39 +164,39 @@ def test_routes_that_are_left_and_said(message: dict[str, Any], words: str) -> N
         (neighbour("x", family=7), False),
     ],
 )
-def test_neighbours_that_stay(message: dict[str, Any], taken: bool) -> None:
-    found, _ = seen(neighbours=[message])
-    assert [entry["mac"] for entry in found.neighbours] == ["02:00:00:00:00:01"] * taken
+def test_permanent_neighbours_are_copied(message: dict[str, Any], taken: bool) -> None:
+    interface, _ = seen(neighbours=[message])
+    assert [entry["mac"] for entry in interface.neighbours] == ["02:00:00:00:00:01"] * taken
 
 
 @pytest.mark.parametrize(
     ("message", "words"),
     [
-        (link(kind=65534, mac=""), "interface eth0 is not of Ethernet: the guest does not get it"),
-        (link(mac="01:00:00:00:00:01"), "interface eth0 is not of Ethernet: the guest does not get it"),
+        (link(kind=65534, mac=""), "interface eth0 is not an Ethernet interface: the guest does not get it"),
+        (link(mac="01:00:00:00:00:01"), "interface eth0 is not an Ethernet interface: the guest does not get it"),
         (link(mtu=65536), "interface eth0 has an MTU of 65536: the guest does not get it"),
     ],
 )
-def test_interfaces_that_a_machine_cannot_have(message: dict[str, Any], words: str) -> None:
-    given: dict[str, Any] = {"links": [message], "addresses": [address("10.0.0.2")], "routes": [], "neighbours": []}
-    assert read([2], **given) == ([], [words])
+def test_interfaces_that_a_vm_cannot_have(message: dict[str, Any], words: str) -> None:
+    dump: dict[str, Any] = {"links": [message], "addresses": [address("10.0.0.2")], "routes": [], "neighbours": []}
+    assert read([2], **dump) == ([], [words])
 
 
-def test_several_interfaces_in_the_hosts_order_and_what_went_meanwhile() -> None:
+def test_interfaces_are_in_order_and_removed_ones_skipped() -> None:
     links = [link(7, "net1", "0a:00:00:00:00:07"), link(2)]
-    found, _ = read([7, 2, 9], links=links, addresses=[address("10.1.0.2", index=7)], routes=[], neighbours=[])
-    assert [(each.index, each.name, len(each.addresses)) for each in found] == [(2, "eth0", 0), (7, "net1", 1)]
+    interfaces, _ = read([7, 2, 9], links=links, addresses=[address("10.1.0.2", index=7)], routes=[], neighbours=[])
+    assert [(each.index, each.name, len(each.addresses)) for each in interfaces] == [(2, "eth0", 0), (7, "net1", 1)]
 
 
 @pytest.mark.parametrize(("priority", "said"), [(0, False), (32766, False), (32767, False), (100, True)])
-def test_rules_of_policy_routing_are_said(priority: int, said: bool) -> None:
+def test_policy_routing_rules_are_a_warning(priority: int, said: bool) -> None:
     _, warnings = seen(rules=[{"attrs": [("FRA_PRIORITY", priority)]}])
     assert bool(warnings) == said
 
 
-def test_more_than_a_guest_takes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="interface eth0 has 1025 routes, and a guest takes 1024"):
+def test_more_than_a_guest_supports_is_refused() -> None:
+    with pytest.raises(ConfigError, match="interface eth0 has 1025 routes, but a guest supports 1024"):
         seen(routes=[route(f"10.{n >> 8}.{n & 255}.0", 24) for n in range(1025)])
     links = [link(index, f"eth{index}") for index in range(1, 66)]
-    with pytest.raises(ConfigError, match="has 65 interfaces, and a guest takes 64"):
+    with pytest.raises(ConfigError, match="has 65 interfaces, but a guest supports at most 64"):
         read(range(1, 66), links=links, addresses=[], routes=[], neighbours=[])

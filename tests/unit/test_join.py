@@ -1,4 +1,4 @@
-"""A container that joins a sandbox: what its monitor is asked for, and what is undone where it refuses."""
+"""A container that joins a sandbox: the calls of the sandbox's monitor, and the undoing if it refuses."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from tests.support.ready import JOINS, Sandboxes, annotated
 
 @pytest.fixture
 def host(tmp_path: Path) -> Sandboxes:
-    made = Sandboxes(str(tmp_path))
-    made.program("wait", more=annotated(JOINS))
-    return made
+    sandboxes = Sandboxes(str(tmp_path))
+    sandboxes.program("wait", more=annotated(JOINS))
+    return sandboxes
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def sandbox(host: Sandboxes) -> Iterator[FakeMonitor]:
         yield monitor
 
 
-def test_monitor_makes_it_and_its_notes_are_told(host: Sandboxes, sandbox: FakeMonitor) -> None:
+def test_monitor_creates_the_container_and_its_notes_are_printed(host: Sandboxes, sandbox: FakeMonitor) -> None:
     sandbox.answers["create"] = [["warning", "slow"], ["debug", "fast"]]
     done = host.hawse("create", "--bundle", host.bundle, "--pid-file", f"{host.directory}/pid", "c1")
     assert done == Done(0, "", "hawse: warning: slow\n")
@@ -45,7 +45,7 @@ def test_monitor_makes_it_and_its_notes_are_told(host: Sandboxes, sandbox: FakeM
     os.waitpid(int(Path(f"{host.directory}/pid").read_text()), 0)
 
 
-def test_refusal_leaves_neither_proxy_nor_directory(host: Sandboxes, sandbox: FakeMonitor) -> None:
+def test_refused_container_leaves_neither_proxy_nor_directory(host: Sandboxes, sandbox: FakeMonitor) -> None:
     proxies: list[Attached] = []
 
     def refuse(_params: object) -> VmError:
@@ -63,7 +63,7 @@ def test_refusal_leaves_neither_proxy_nor_directory(host: Sandboxes, sandbox: Fa
 
 
 @pytest.mark.parametrize("same", [False, True])
-def test_network_must_be_the_sandboxes(host: Sandboxes, sandbox: FakeMonitor, same: bool) -> None:
+def test_network_must_be_that_of_the_sandbox(host: Sandboxes, sandbox: FakeMonitor, same: bool) -> None:
     with Namespace() as theirs, Namespace() as another:
         entry = {"inode": os.fstat(theirs.fd).st_ino, "cookie": network_namespace.cookie(theirs.fd)}
         redirects.note(redirects.record(sandbox.store.path), entry)

@@ -105,10 +105,10 @@ def test_end_closes_the_connection_and_waits() -> None:
 
 
 def test_program_of_another_version_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """hawse was updated in its place while the sandbox runs: the program's code is newer than the monitor's."""
+    """hawse was updated in place while the sandbox runs: the program's code is newer than the monitor's."""
     monkeypatch.setattr(host_network, "VERSION", "0.0.1")
     namespace = os.open("/dev/null", os.O_RDONLY)
     started = Joining(namespace, [7], "/record")
     os.close(namespace)
-    with pytest.raises(HostError, match=rf"hawse was updated from 0\.0\.1 to {VERSION} since the sandbox was started"):
+    with pytest.raises(HostError, match=rf"hawse was updated from 0\.0\.1 to {VERSION} after the sandbox was started"):
         started.wait()

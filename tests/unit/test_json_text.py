@@ -1,4 +1,5 @@
-"""JSON from users, engines, the guest and files: documents that end Python's own parser or whoever walks its result."""
+"""JSON from users, engines, the guest and files: documents that would overflow Python's parser, or functions that walk
+its result."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from hawse.state.store import Store
 from hawse.vfio.bind import records
 from hawse.vm import size
 
-#: Around the limit, around the depth at which only a walk fails, around that at which the parser does, and far deeper.
+#: Around the limit, around the depth at which only a walk of the result fails, around that at which the parser fails,
+#: and far deeper.
 DEPTHS = [101, 300, 480, 900, 985, 1100, 100_000]
 
 
@@ -185,7 +187,7 @@ def test_half_of_a_surrogate_pair_is_replaced_as_in_go(tmp_path: Path, change: C
         change(spec, text)
         (tmp_path / "rootfs").mkdir(exist_ok=True)
         (tmp_path / "config.json").write_text(json.dumps(spec))
-        found = load_bundle(str(tmp_path))
-        plan_guest(found, container="c1")
-        raws.append(found.raw)
+        bundle = load_bundle(str(tmp_path))
+        plan_guest(bundle, container="c1")
+        raws.append(bundle.raw)
     assert raws[0] == raws[1]

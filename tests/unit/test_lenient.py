@@ -1,4 +1,4 @@
-"""Forms of a specification that runc accepts: nulls, relative paths, rules that do not say whether they allow."""
+"""Forms of a specification that runc accepts: nulls, relative paths, device rules without ``allow``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(directory: Path, spec: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("path", NULLS)
-def test_null_is_a_field_that_is_left_out(tmp_path: Path, path: str) -> None:
+def test_null_equals_a_missing_field(tmp_path: Path, path: str) -> None:
     spec: dict[str, Any] = example()
     *parents, last = path.split(".")
     holder = spec
@@ -45,7 +45,7 @@ def test_null_is_a_field_that_is_left_out(tmp_path: Path, path: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["oci_version", "process", "root", "process.args", "process.cwd", "root.path"])
-def test_null_for_a_field_that_is_needed_is_refused(tmp_path: Path, key: str) -> None:
+def test_null_for_a_required_field_is_refused(tmp_path: Path, key: str) -> None:
     spec: dict[str, Any] = example()
     *parents, last = key.replace("oci_version", "ociVersion").split(".")
     holder = spec
@@ -56,7 +56,7 @@ def test_null_for_a_field_that_is_needed_is_refused(tmp_path: Path, key: str) ->
         load(tmp_path, spec)
 
 
-def test_null_in_a_map_of_texts_is_the_empty_text() -> None:
+def test_null_in_a_map_of_strings_is_the_empty_string() -> None:
     document: dict[str, Any] = {
         "annotations": {"a": None, "b": "c"},
         "linux": {"sysctl": {"net.x": None}, "resources": {"unified": {"pids.max": None}}},
@@ -78,7 +78,7 @@ def test_null_in_a_map_of_objects_is_the_empty_object() -> None:
 
 
 @pytest.mark.parametrize("document", [{"linux": None}, {"linux": 1}, {"linux": {"resources": []}}, {"mounts": [1]}])
-def test_other_faults_are_left_for_the_check_of_types(document: dict[str, Any]) -> None:
+def test_other_errors_are_left_to_the_check_of_types(document: dict[str, Any]) -> None:
     completed(document, Spec)
 
 
@@ -108,7 +108,7 @@ def test_empty_path_is_refused(tmp_path: Path, changes: dict[str, Any], words: s
         load(tmp_path, example() | changes)
 
 
-def test_rule_that_does_not_say_denies(tmp_path: Path) -> None:
+def test_rule_without_allow_denies(tmp_path: Path) -> None:
     spec: dict[str, Any] = example()
     spec["linux"]["resources"]["devices"] = [{"access": "rwm"}, {"allow": None, "type": "c"}, {"allow": True}]
     bundle = load(tmp_path, spec)

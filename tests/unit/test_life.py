@@ -1,4 +1,4 @@
-"""`create`, `start`, `run` and `delete` with real monitors and proxies, and a QEMU without a machine."""
+"""`create`, `start`, `run` and `delete` with real monitors and proxies, and a fake QEMU without a VM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.commands.create import create
-from hawse.commands.process import Handed
+from hawse.commands.process import IoOptions
 from hawse.plan.model import SandboxPlan
 from hawse.state.store import CREATED, RUNNING, STOPPED
 from tests.support.command import Done
@@ -21,12 +21,12 @@ from tests.support.runtime import Runtime
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
-def test_life_of_a_container(host: Sandboxes) -> None:
-    """created, running, stopped, gone: the pid of the pid file stands for the process all the time."""
+def test_container_from_creation_to_deletion(host: Sandboxes) -> None:
+    """created, running, stopped, deleted: the pid in the pid file represents the process all the time."""
     host.program("wait")
     pid_file = f"{host.directory}/pid"
     assert host.hawse("create", "--bundle", host.bundle, "--pid-file", pid_file, "c1") == Done(0, "", "")
@@ -55,13 +55,13 @@ def test_run_has_the_programs_output_and_code(host: Sandboxes) -> None:
 
 
 def test_program_that_exits_with_255_is_no_failure(host: Sandboxes) -> None:
-    """It is also the code of a lost sandbox, which has its reason on record."""
+    """255 is also the exit code of a lost sandbox, whose reason is on record."""
     host.program("exit", "255")
     assert host.hawse("run", "--keep", "--bundle", host.bundle, "c1") == Done(255, "", "")
     assert host.names() == ["c1"]
 
 
-def test_run_tells_why_the_machine_ended(host: Sandboxes) -> None:
+def test_run_reports_why_the_vm_ended(host: Sandboxes) -> None:
     host.program("die")
     done = host.hawse("run", "--bundle", host.bundle, "c1")
     assert done.code == 1
@@ -79,7 +79,7 @@ def test_detached_run_leaves_the_container(host: Sandboxes) -> None:
 
 
 @pytest.mark.parametrize(("verb", "option"), [("create", "--pid-file"), ("run", "--pidfd-socket")])
-def test_container_whose_engine_cannot_be_told_is_deleted(host: Sandboxes, verb: str, option: str) -> None:
+def test_container_whose_pid_cannot_be_reported_is_deleted(host: Sandboxes, verb: str, option: str) -> None:
     host.program("wait")
     done = host.hawse(verb, "--bundle", host.bundle, option, "/none/file", "c1")
     assert done.code == 1
@@ -92,12 +92,12 @@ def test_container_whose_engine_cannot_be_told_is_deleted(host: Sandboxes, verb:
     [
         (["--bundle", "/none"], "bundle /none: no such directory"),
         (["--console-socket", "/s"], "cannot use console socket if runc will not detach or allocate tty"),
-        (["--preserve-fds", "-1"], "--preserve-fds -1: less than none"),
+        (["--preserve-fds", "-1"], "--preserve-fds -1: negative number"),
         (["--timeline", "/none/trace.json"], "the timeline cannot be written: /none/trace.json"),
         (["--timeline", "/tmp"], "the timeline cannot be written: /tmp"),
     ],
 )
-def test_creation_that_fails_before_the_machine_leaves_nothing(host: Sandboxes, words: list[str], error: str) -> None:
+def test_creation_that_fails_before_the_vm_leaves_nothing(host: Sandboxes, words: list[str], error: str) -> None:
     done = host.hawse("create", "--bundle", host.bundle, *words, "c1")
     assert done.code == 1
     assert done.errors.startswith(f"hawse: {error}")
@@ -105,7 +105,9 @@ def test_creation_that_fails_before_the_machine_leaves_nothing(host: Sandboxes, 
 
 
 @pytest.mark.parametrize(("options", "refused"), [((), False), (("--systemd-cgroup",), True)])
-def test_cgroups_path_is_systemds_with_its_option(host: Sandboxes, options: tuple[str, ...], refused: bool) -> None:
+def test_cgroups_path_is_for_systemd_with_systemd_cgroup(
+    host: Sandboxes, options: tuple[str, ...], refused: bool
+) -> None:
     host.write(lambda spec: spec["linux"].update({"cgroupsPath": "/plain"}))
     done = host.hawse("create", "--bundle", host.bundle, "--console-socket", "/s", "c1", options=options)
     assert done.code == 1
@@ -120,7 +122,7 @@ def test_interrupted_creation_leaves_nothing(host: Sandboxes) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        create(host.hawse.store("c1"), interrupt, Handed(None, detach=True))
+        create(host.hawse.store("c1"), interrupt, IoOptions(None, detach=True))
     assert host.names() == []
 
 
@@ -135,11 +137,11 @@ def test_terminal_needs_a_console_socket(host: Sandboxes) -> None:
     ("script", "error", "evidence"),
     [
         ("echo no machine >&2; exit 1", "QEMU ", "  | no machine"),
-        ("kill -9 $PPID; sleep 100", "the monitor was killed while it made the sandbox [the host's kernel does", ""),
-        ("kill -6 $PPID; sleep 100", "the monitor died while it made the sandbox", ""),
+        ("kill -9 $PPID; sleep 100", "the monitor was killed while it created the sandbox [the memory limit", ""),
+        ("kill -6 $PPID; sleep 100", "the monitor died while it created the sandbox", ""),
     ],
 )
-def test_machine_that_is_not_made_is_reported(host: Sandboxes, script: str, error: str, evidence: str) -> None:
+def test_vm_that_is_not_created_is_reported(host: Sandboxes, script: str, error: str, evidence: str) -> None:
     make_program(host.qemu, f'case $* in *stdio*) cat "$0.json";; *) {script};; esac')
     done = host.hawse("create", "--bundle", host.bundle, "c1")
     assert done.code == 1
@@ -149,7 +151,7 @@ def test_machine_that_is_not_made_is_reported(host: Sandboxes, script: str, erro
 
 
 def test_start_is_answered_though_the_program_has_ended(host: Sandboxes) -> None:
-    """The trace of a start is written between the two, and takes a call of the guest."""
+    """The trace of a start is written in between, which takes a call of the guest."""
     host.program("exit", "0")
     host.hawse.configure(f'{host.text}\n[timeline]\ndirectory = "{host.directory}"\n')
     assert host.hawse("run", "--bundle", host.bundle, "c1") == Done(0, "", "")
@@ -158,8 +160,8 @@ def test_start_is_answered_though_the_program_has_ended(host: Sandboxes) -> None
     assert "command line: plan made" in drawn.output
 
 
-def test_descriptors_of_systemd_are_handed_on(host: Sandboxes) -> None:
-    """A unit's sockets: the program is told of them in its environment, as by runc."""
+def test_descriptors_of_systemd_are_passed(host: Sandboxes) -> None:
+    """For example the sockets of a systemd unit: the environment of the program announces them, as with runc."""
     host.program("env")
     hawse = Runtime(host.directory)
     hawse.configure(host.text)

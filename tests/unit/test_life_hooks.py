@@ -1,4 +1,4 @@
-"""Hooks of the host around a container's creation and after its end, with a QEMU without a machine."""
+"""Hooks on the host before a container's creation and after its end, with a fake QEMU without a VM."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from tests.support.ready import Sandboxes
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
 def write_hooks(host: Sandboxes, **scripts: str) -> Path:
-    """Have hooks run these; the file in which each first leaves its name and the container's status."""
+    """Add hooks that run these commands. Returns the file in which each first records its name and the container's
+    status."""
     log = Path(f"{host.directory}/hooks")
     log.touch()
 
@@ -34,8 +35,8 @@ def write_hooks(host: Sandboxes, **scripts: str) -> Path:
     return log
 
 
-def test_all_run_in_their_order(host: Sandboxes) -> None:
-    """createContainer's among the sandbox's mounts, the others among the host's."""
+def test_hooks_run_in_order(host: Sandboxes) -> None:
+    """createContainer hooks run in the mount namespace of the sandbox, the others in the host's."""
     note = f"readlink /proc/self/ns/mnt >> {host.directory}/mounts"
     log = write_hooks(host, createRuntime=note, createContainer=note, poststart=":", poststop=":")
     assert host.hawse("create", "--bundle", host.bundle, "c1") == Done(0, "", "")
@@ -49,8 +50,8 @@ def test_all_run_in_their_order(host: Sandboxes) -> None:
     ]  # fmt: skip
 
 
-def test_one_that_fails_undoes_the_creation(host: Sandboxes) -> None:
-    """poststop's run, too, and what goes wrong with them is added to the reason."""
+def test_failed_hook_undoes_the_creation(host: Sandboxes) -> None:
+    """Then the poststop hooks run, and their failures are added to the error."""
     log = write_hooks(host, createRuntime="exit 3", createContainer=":", poststop="exit 4")
     done = host.hawse("create", "--bundle", host.bundle, "c1")
     assert done.code == 1
@@ -62,7 +63,7 @@ def test_one_that_fails_undoes_the_creation(host: Sandboxes) -> None:
     assert host.names() == []
 
 
-def test_none_runs_after_a_creation_that_failed_before_any(host: Sandboxes) -> None:
+def test_no_hook_runs_if_the_creation_fails_before_the_hooks(host: Sandboxes) -> None:
     log = write_hooks(host, createRuntime=":", poststop=":")
     Path(host.qemu).unlink()
     assert host.hawse("create", "--bundle", host.bundle, "c1").code == 1
@@ -70,7 +71,7 @@ def test_none_runs_after_a_creation_that_failed_before_any(host: Sandboxes) -> N
     assert host.names() == []
 
 
-def test_machine_that_dies_before_the_hooks_is_the_reason(host: Sandboxes) -> None:
+def test_vm_that_dies_before_the_hooks_is_reported(host: Sandboxes) -> None:
     log = write_hooks(host, createRuntime=":")
     Path(host.qemu).write_text('#!/bin/sh\ncase $* in *stdio*) cat "$0.json";; *) echo broken >&2; exit 1;; esac\n')
     done = host.hawse("create", "--bundle", host.bundle, "c1")

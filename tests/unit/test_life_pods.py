@@ -1,4 +1,4 @@
-"""Containers that join a sandbox, whose machine runs already, with a QEMU without a machine."""
+"""Containers that join a sandbox whose VM runs already, with a fake QEMU without a VM."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.ready import CRI, JOINS, Sandboxes, annotated
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Sandboxes]:
-    with Sandboxes(str(tmp_path)) as made:
-        yield made
+    with Sandboxes(str(tmp_path)) as sandboxes:
+        yield sandboxes
 
 
-def test_containers_join_and_leave(host: Sandboxes) -> None:
-    """A container's failure or end leaves the sandbox as it was."""
+def test_containers_join_a_sandbox_and_are_deleted(host: Sandboxes) -> None:
+    """The failure or the end of a container does not affect the sandbox."""
     host.program("wait", more=annotated(CRI))
     assert host.hawse("create", "--bundle", host.bundle, "pod") == Done(0, "", "")
     hook = {
@@ -52,7 +52,7 @@ def test_containers_join_and_leave(host: Sandboxes) -> None:
     assert host.hawse("create", "--bundle", host.bundle, "c1") == Done(0, "", "")
     host.program("wait", more=annotated(JOINS | {"io.kubernetes.cri.sandbox-id": "c1"}))
     done = host.hawse("create", "--bundle", host.bundle, "c2")
-    assert "c1 is no sandbox: it has joined pod [name the sandbox itself]" in done.errors
+    assert "c1 is not a sandbox: it has joined pod [name the sandbox itself]" in done.errors
     assert host.names() == ["c1", "pod"]
 
 
@@ -64,7 +64,7 @@ def test_sandbox_must_exist(host: Sandboxes) -> None:
 
 
 @pytest.mark.parametrize("status", [CREATING, PAUSED, STOPPED])
-def test_sandbox_must_be_created_or_run(host: Sandboxes, status: str) -> None:
+def test_sandbox_must_be_created_or_running(host: Sandboxes, status: str) -> None:
     host.program("exit", "5", more=annotated(JOINS))
     with FakeMonitor(host.hawse.store("pod"), status=status) as monitor:
         done = host.hawse("create", "--bundle", host.bundle, "c1")

@@ -122,7 +122,7 @@ def test_waiting_writer_returns_when_its_stream_is_closed(ends: Ends) -> None:
     assert answers == [False]
     stream.finish()
     ours.shutdown(socket.SHUT_WR)
-    assert list(frames) == [], "of an abandoned stream no end is sent"
+    assert list(frames) == [], "no end is sent for an abandoned stream"
 
 
 def test_reader_waits_for_data_and_returns_credit(ends: Ends) -> None:

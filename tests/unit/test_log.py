@@ -1,4 +1,4 @@
-"""The log as engines read it: Podman a whole file as one object, containerd the last error of many."""
+"""The log as engines read it: Podman the whole file as one object, containerd the last of many errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.runtime import Runtime
 
 
 def podman_reads(path: Path) -> str | None:
-    """The message, None where it takes stderr in place of it (libpod/oci_conmon_common.go)."""
+    """The message; None if it uses stderr instead (libpod/oci_conmon_common.go)."""
     try:
         return str(json.loads(path.read_text())["msg"])
     except ValueError:
@@ -25,7 +25,7 @@ def podman_reads(path: Path) -> str | None:
 
 
 def containerd_reads(path: Path) -> str:
-    """The last error (cmd/containerd-shim-runc-v2/process/utils.go); what is no JSON is an error of its own."""
+    """The last error (cmd/containerd-shim-runc-v2/process/utils.go). A log that is not JSON raises an error."""
     entries: list[dict[str, Any]] = []
     text, decoder = path.read_text(), json.JSONDecoder()
     while text := text.lstrip():
@@ -37,7 +37,7 @@ def containerd_reads(path: Path) -> str:
 
 @pytest.mark.parametrize("warnings", [0, 1, 3])
 @pytest.mark.parametrize("evidence", ["", "a line\nand another"])
-def test_an_error_is_what_both_engines_read(tmp_path: Path, warnings: int, evidence: str) -> None:
+def test_both_engines_read_the_error(tmp_path: Path, warnings: int, evidence: str) -> None:
     path = tmp_path / "log.json"
     log = Log(str(path), form="json", debug=True)
     for number in range(warnings):
@@ -52,7 +52,7 @@ def test_an_error_is_what_both_engines_read(tmp_path: Path, warnings: int, evide
     assert entry.get("evidence", "") == evidence
 
 
-def test_what_commands_before_it_have_warned_of_is_in_the_error_too(tmp_path: Path) -> None:
+def test_error_contains_the_warnings_of_earlier_commands(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     Log(str(path), form="json").warning("a warning of create")
     assert len(path.read_text().splitlines()) == 1
@@ -73,7 +73,7 @@ def test_what_commands_before_it_have_warned_of_is_in_the_error_too(tmp_path: Pa
     ],
     ids=["error", "warning and error", "text", "empty line", "array", "journal"],
 )
-def test_a_journal_is_appended_to(tmp_path: Path, before: str) -> None:
+def test_log_of_another_program_is_appended_to(tmp_path: Path, before: str) -> None:
     path = tmp_path / "log.json"
     path.write_text(before)
     Log(str(path), form="json").error("it failed")
@@ -81,16 +81,16 @@ def test_a_journal_is_appended_to(tmp_path: Path, before: str) -> None:
     assert json.loads(path.read_text()[len(before) :])["msg"] == "it failed"
 
 
-def test_nothing_of_a_longer_text_is_left_behind_the_error(tmp_path: Path) -> None:
-    """What another has written with much space is shorter when it is written again."""
+def test_longer_text_is_completely_replaced_by_the_error(tmp_path: Path) -> None:
+    """Another program's text with more white space becomes shorter when it is written again."""
     path = tmp_path / "log.json"
     path.write_text('{"level": "warning",' + " " * 1000 + '"msg": "w"}\n')
     Log(str(path), form="json").error("it failed")
     assert podman_reads(path) == containerd_reads(path) == "it failed"
 
 
-def test_a_command_that_has_warned_and_failed_leaves_one_object(tmp_path: Path) -> None:
-    """No machine is started: the group is nobody's."""
+def test_command_that_has_warned_and_failed_leaves_one_object(tmp_path: Path) -> None:
+    """No VM is started, since no host has this group."""
     runtime = Runtime(str(tmp_path))
     spec = specification(["/bin/true"], apparmorProfile="docker-default")
     add_devices(spec, [("/dev/vfio/999999", 4095, 1048575)])
@@ -115,7 +115,7 @@ def test_text_is_appended(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_log_may_be_a_pipe(tmp_path: Path) -> None:
+def test_log_may_be_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     text = "from hawse.log import Log; log = Log('pipe', form='json'); log.warning('w'); log.error('e')"
     with subprocess.Popen([sys.executable, "-c", text], cwd=tmp_path, stderr=subprocess.DEVNULL):
@@ -125,8 +125,8 @@ def test_a_log_may_be_a_pipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("spare", "taken_in"), [(0, True), (-1, False)])
-def test_a_file_of_many_warnings_is_taken_in_up_to_a_limit(tmp_path: Path, spare: int, taken_in: bool) -> None:
-    """64 KiB: what is larger is somebody's journal."""
+def test_file_of_warnings_is_merged_up_to_a_size(tmp_path: Path, spare: int, taken_in: bool) -> None:
+    """64 KiB: a larger file belongs to another program."""
     path = tmp_path / "log.json"
     warning = '{"level": "warning", "msg": "w"}\n'
     path.write_text((warning * 1000).rstrip().ljust(64 * 1024 - spare - 1) + "\n")
@@ -143,10 +143,10 @@ def test_a_file_of_many_warnings_is_taken_in_up_to_a_limit(tmp_path: Path, spare
         (True, "json", ["hawse: e"]),
     ],
 )
-def test_what_people_get_on_stderr(
+def test_output_on_stderr(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], with_file: bool, form: str, lines: list[str]
 ) -> None:
-    """With a log file only the error, as from runc; JSON without a file is stderr's."""
+    """With a log file only the error, as with runc; without a file, JSON goes to stderr."""
     log = Log(str(tmp_path / "log") if with_file else None, form=form, debug=True)
     log.tell([("warning", "w"), ("debug", "d")])
     log.error("e")
@@ -165,6 +165,6 @@ def test_evidence_follows_the_error_line_by_line(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "hawse: it failed\n  | one\n  | two\nhawse: it failed\n"
 
 
-def test_details_are_for_debugging(tmp_path: Path) -> None:
+def test_details_are_printed_only_for_debugging(tmp_path: Path) -> None:
     Log(str(tmp_path / "log")).debug("a detail")
     assert not (tmp_path / "log").exists()

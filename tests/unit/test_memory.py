@@ -213,7 +213,7 @@ def test_ordinary_memory_is_mapped_only_on_request() -> None:
 @settings(max_examples=60)
 @given(writes, st.integers(0, PAGE + SIZE), st.binary(max_size=24))
 def test_damaged_file_is_an_error_or_harmless(content: list[tuple[int, bytes]], place: int, damage: bytes) -> None:
-    """No byte outside the memory is written, whatever the table contains."""
+    """Whatever the table contains, no byte outside of the memory is written."""
     data = bytearray(saved(content))
     data = data[: max(len(data) - place, 0)] if place % 2 else data
     data[place % 256 : place % 256 + len(damage)] = damage

@@ -1,4 +1,4 @@
-"""Verbs that ask the monitor: what is sent to it, and what becomes of its answer, its refusal and its death."""
+"""Verbs that call the monitor: the call, and the output for its answer, its error and its end."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_verb_without_a_monitor_names_the_container(hawse: Command, make: bool, 
 
 
 def test_monitor_that_sends_an_event_violates_the_protocol(hawse: Command) -> None:
-    """An answer is a reply; anything else is not taken for one."""
+    """An answer is a reply; no other frame is accepted as one."""
     store = hawse.store("c1")
     store.make()
     with sockets.bind(store.path, "monitor.sock") as listener:
@@ -91,13 +91,13 @@ def test_monitor_that_sends_an_event_violates_the_protocol(hawse: Command) -> No
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(LinkError, match="something else than a reply"):
+        with pytest.raises(LinkError, match="a frame that is not a reply"):
             call(store, "pause", {})
         thread.join()
 
 
 class TestKill:
-    """`kill` of a container that has ended, or is about to."""
+    """`kill` of a container that has ended or is about to end."""
 
     def test_stopped_container_takes_no_signal(self, hawse: Command) -> None:
         with FakeMonitor(hawse.store("c1"), status=STOPPED) as monitor:
@@ -106,7 +106,7 @@ class TestKill:
         assert monitor.calls == []
 
     @pytest.mark.parametrize("status", [CREATED, PAUSED, RUNNING])
-    def test_other_states_do(self, hawse: Command, status: str) -> None:
+    def test_container_in_another_state_gets_the_signal(self, hawse: Command, status: str) -> None:
         with FakeMonitor(hawse.store("c1"), status=status) as monitor:
             assert hawse("kill", "c1").code == 0
         assert monitor.methods == ["kill"]
@@ -167,7 +167,7 @@ class TestStart:
 
     @pytest.mark.parametrize("ended", [False, True])
     def test_poststart_hook_that_fails_kills_the_container(self, hawse: Command, tmp_path: Path, ended: bool) -> None:
-        """The hooks after it do not run. A container that has ended by itself is none to kill."""
+        """Later hooks do not run. A container that has ended by itself is not killed."""
         later = {"path": "/bin/sh", "args": ["sh", "-c", f"touch {tmp_path}/later"]}
         hooks = {"poststart": [{"path": "/bin/true"}, {"path": "/bin/false"}, later]}
         with FakeMonitor(hawse.store("c1"), status=CREATED, hooks=hooks, bundle=str(tmp_path)) as monitor:
@@ -181,7 +181,7 @@ class TestStart:
 
 
 class TestUpdate:
-    """`update`: where the limits come from."""
+    """`update`: the source of the limits."""
 
     def test_file_replaces_the_options_and_warnings_are_printed(self, hawse: Command, tmp_path: Path) -> None:
         limits = tmp_path / "limits.json"
@@ -202,10 +202,10 @@ class TestUpdate:
             (STOPPED, {"pids": {"limit": 5}}, True),
         ],
     )
-    def test_limits_that_the_container_has_are_not_asked_for(
+    def test_unchanged_limits_are_not_sent(
         self, hawse: Command, status: str, limits: dict[str, Any] | None, asked: bool
     ) -> None:
-        """A kubelet sends them every ten seconds. Of a container that has ended the monitor says so."""
+        """A kubelet sends them every ten seconds. For a container that has ended, the monitor reports the error."""
         with FakeMonitor(hawse.store("c1"), status=status) as monitor:
             store = Store(hawse.store("c1").root, "c1")
             store.write(store.read() | {"status": status, "limits": limits})
@@ -242,7 +242,7 @@ class TestUpdate:
         assert monitor.calls == []
 
     @pytest.mark.parametrize(("extra", "refused"), [(0, False), (1, True)])
-    def test_a_file_has_at_most_a_mebibyte(self, hawse: Command, tmp_path: Path, extra: int, refused: bool) -> None:
+    def test_file_has_at_most_a_mebibyte(self, hawse: Command, tmp_path: Path, extra: int, refused: bool) -> None:
         limits = tmp_path / "limits.json"
         limits.write_bytes(b"{}".ljust(1024 * 1024 + extra))
         with FakeMonitor(hawse.store("c1")) as monitor:
@@ -262,16 +262,16 @@ class TestUpdate:
 
 
 class TestPs:
-    """`ps`: the guest's table, and the host's for the pids that the engine knows."""
+    """`ps`: the guest's table, or the host's for the pids that the engine knows."""
 
-    def test_table_is_the_guests(self, hawse: Command) -> None:
+    def test_table_is_that_of_the_guest(self, hawse: Command) -> None:
         rows = [[0, 1, 0, 100, "?", 10, "sleep 1"]]
         with FakeMonitor(hawse.store("c1"), {"listing": rows}) as monitor:
             done = hawse("ps", "c1")
         assert done.output.splitlines()[1].endswith("sleep 1")
         assert monitor.methods == ["listing"]
 
-    def test_json_has_the_pids_of_the_host(self, hawse: Command) -> None:
+    def test_json_contains_the_pids_of_the_host(self, hawse: Command) -> None:
         with FakeMonitor(hawse.store("c1"), {"pids": [11, 12]}) as monitor:
             done = hawse("ps", "-f", "json", "c1")
         assert json.loads(done.output) == [11, 12]
@@ -284,20 +284,20 @@ class TestPs:
         assert title.split()[0] == "PID"
         assert line.split()[0] == str(os.getpid())
 
-    def test_ps_that_fails_is_reported_with_its_words(self, hawse: Command) -> None:
+    def test_failed_ps_is_reported_with_its_output(self, hawse: Command) -> None:
         with FakeMonitor(hawse.store("c1"), {"pids": [1]}):
             done = hawse("ps", "c1", "--nonsense")
         assert done.code == 1
         assert "ps --nonsense: exit code" in done.errors
         assert "  | " in done.errors
 
-    def test_missing_ps_is_a_sentence(self, hawse: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_ps_is_reported_in_a_sentence(self, hawse: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("PATH", "/none")
         with FakeMonitor(hawse.store("c1"), {"pids": [1]}):
             done = hawse("ps", "c1", "-ef")
         assert "cannot run ps: No such file or directory [install procps]" in done.errors
 
 
-def test_not_found_is_passed_on(hawse: Command) -> None:
+def test_not_found_of_the_monitor_is_reported(hawse: Command) -> None:
     with FakeMonitor(hawse.store("c1"), {"pause": NotFoundError("container does not exist: c1")}):
         assert hawse("pause", "c1").errors == "hawse: container does not exist: c1\n"

@@ -34,9 +34,9 @@ from tests.mutants.source import mutations
     ],
 )
 def test_source_has_these_mutations(source: str, replacements: list[str]) -> None:
-    made = mutations("file.py", source.encode())
-    assert [mutation.replacement for mutation in made] == replacements
-    for mutation in made:
+    mutants = mutations("file.py", source.encode())
+    assert [mutation.replacement for mutation in mutants] == replacements
+    for mutation in mutants:
         changed = mutation.apply(source.encode()).decode()
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
         assert changed.startswith(source[:2])

@@ -1,4 +1,5 @@
-"""Functions that the guest's own drivers have: the agent's answer is checked, its nodes are in the specification."""
+"""Functions that drivers of the guest kernel use: the agent's answer is checked, and their nodes are in the
+specification."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ NATIVE = NativeFunction(
 )
 
 
-def test_answer_of_the_agent() -> None:
+def test_valid_answer_of_the_agent() -> None:
     assert read_answer(CALL, ANSWER) == NATIVE
     deep = CARD | {"name": "a/b/c/d"}
     assert read_answer(CALL, {"driver": "x" * 64, "interfaces": ["a"] * 256, "nodes": [deep] * 256})
@@ -91,7 +92,7 @@ NO_NAME = r"Expected `str` matching regex "
         pytest.param({"interfaces": None, "nodes": None}, "interfaces: Expected `array`, got `null`", id="nothing"),
     ],
 )  # fmt: skip
-def test_answer_that_is_not_usable(changes: dict[str, Any], refusal: str) -> None:
+def test_invalid_answer_is_refused(changes: dict[str, Any], refusal: str) -> None:
     with pytest.raises(VmError) as caught:
         read_answer(CALL, ANSWER | changes)
     assert caught.value.message.startswith(f"the guest's answer to bind_native is unusable: {refusal}")
@@ -100,7 +101,7 @@ def test_answer_that_is_not_usable(changes: dict[str, Any], refusal: str) -> Non
 
 
 @pytest.mark.parametrize("answer", [None, [], "x", {}, {"driver": "x"}, {"driver": "x", "interfaces": []}])
-def test_answer_of_another_type(answer: object) -> None:
+def test_answer_of_another_type_is_refused(answer: object) -> None:
     with pytest.raises(VmError, match=r"^the guest's answer to bind_native is unusable: "):
         read_answer(CALL, answer)
 
@@ -116,28 +117,28 @@ def test_answer_of_another_type(answer: object) -> None:
 )
 def test_nodes_are_added_with_the_rights_of_the_group(spec: dict[str, Any]) -> None:
     native = {PLUG.device: NATIVE}
-    made = with_nodes(spec, [PLUG, *plan(NICS).container.plugs], native, {5: {"fileMode": 0o660, "uid": 1}})
-    assert made["linux"]["devices"] == [
+    specification = with_nodes(spec, [PLUG, *plan(NICS).container.plugs], native, {5: {"fileMode": 0o660, "uid": 1}})
+    assert specification["linux"]["devices"] == [
         {"path": "/dev/dri/card0", "type": "c", "major": 226, "minor": 0, "fileMode": 0o660, "uid": 1},
         {"path": "/dev/sda", "type": "b", "major": 8, "minor": 2**20 - 1, "fileMode": 0o660, "uid": 1},
     ]
-    assert made["linux"]["resources"]["devices"] == [
+    assert specification["linux"]["resources"]["devices"] == [
         {"allow": True, "access": "rwm", "type": "c", "major": 226, "minor": 0},
         {"allow": True, "access": "rwm", "type": "b", "major": 8, "minor": 2**20 - 1},
     ]
     kept = ((spec.get("linux") or {}).get("resources") or {}).get("pids")
-    assert made["linux"]["resources"].get("pids") == kept
-    assert ("process" in made) == ("process" in spec)
+    assert specification["linux"]["resources"].get("pids") == kept
+    assert ("process" in specification) == ("process" in spec)
 
 
 def test_devices_and_rules_of_the_specification_are_kept() -> None:
     null = {"path": "/dev/null", "type": "c", "major": 1, "minor": 3}
     deny = {"allow": False, "access": "rwm"}
     spec = {"linux": {"devices": [null], "resources": {"devices": [deny]}}}
-    made = with_nodes(spec, [PLUG], {PLUG.device: NATIVE}, {})
-    assert made["linux"]["devices"][0] == null
-    assert made["linux"]["resources"]["devices"][0] == deny
-    assert (len(made["linux"]["devices"]), len(made["linux"]["resources"]["devices"])) == (3, 3)
+    specification = with_nodes(spec, [PLUG], {PLUG.device: NATIVE}, {})
+    assert specification["linux"]["devices"][0] == null
+    assert specification["linux"]["resources"]["devices"][0] == deny
+    assert (len(specification["linux"]["devices"]), len(specification["linux"]["resources"]["devices"])) == (3, 3)
     assert spec == {"linux": {"devices": [null], "resources": {"devices": [deny]}}}, "the plan is not changed"
 
 
@@ -153,34 +154,34 @@ def test_annotation_names_functions_by_their_address_on_the_host() -> None:
 
 
 def attachments(answers: dict[str, Any]) -> tuple[Attachments, FakeQmp, FakeLink, Claims]:
-    """Of a container whose group EDU is native and whose group NICS is not."""
+    """The specification of a container whose group EDU is native and whose group NICS is not."""
     sandbox = plan(EDU, NICS)
-    made = msgspec.structs.replace(sandbox.container, native={5: {"uid": 1}})
+    container = msgspec.structs.replace(sandbox.container, native={5: {"uid": 1}})
     claims = Claims(sandbox.ports)
     link = FakeLink({"bind_vfio": BOUND, "bind_native": ANSWER} | answers)
-    return Attachments(made, claims, seconds=1.0), FakeQmp(), link, claims
+    return Attachments(container, claims, seconds=1.0), FakeQmp(), link, claims
 
 
 def test_groups_of_both_kinds_in_one_container() -> None:
     async def story() -> None:
-        made, qmp, link, claims = attachments({})
-        assert made.furnish({"a": 1}) == {"a": 1}
-        await made.begin(qmp, link)  # type: ignore[arg-type]
+        attached, qmp, link, claims = attachments({})
+        assert attached.furnish({"a": 1}) == {"a": 1}
+        await attached.begin(qmp, link)  # type: ignore[arg-type]
         assert sorted(method for method, _ in link.calls) == ["bind_native", "bind_vfio", "bind_vfio"]
         [call] = [params for method, params in link.calls if method == "bind_native"]
         assert call == {"container": "c1", "address": PLUG.guest_address, "seconds": 1.0}
-        assert qmp.plugged == {plug.device for plug in made.plugs}
-        assert json.loads(made.annotations[GUEST_DEVICES]) == {PLUG.guest_address: ["enp2s0", "dri/card0", "sda"]}
-        assert [device["uid"] for device in made.furnish({})["linux"]["devices"]] == [1, 1]
-        native, *others = made.seen()
+        assert qmp.plugged == {plug.device for plug in attached.plugs}
+        assert json.loads(attached.annotations[GUEST_DEVICES]) == {PLUG.guest_address: ["enp2s0", "dri/card0", "sda"]}
+        assert [device["uid"] for device in attached.furnish({})["linux"]["devices"]] == [1, 1]
+        native, *others = attached.seen()
         assert native["guest"] == {"address": PLUG.guest_address, "driver": "e1000e"}
         assert (native["interfaces"], native["nodes"]) == (["enp2s0"], ["/dev/dri/card0", "/dev/sda"])
         assert [entry["guest"]["group"] for entry in others] == [3, 3]
         with pytest.raises(StateError, match="the devices of c1 are the guest kernel's own"):
-            await made.attach(wanted(EDU, claims.spares))
+            await attached.attach(wanted(EDU, claims.spares))
         with pytest.raises(StateError, match="the devices of c1 are the guest kernel's own"):
-            await made.detach(7, force=False)
-        await made.end()
+            await attached.detach(7, force=False)
+        await attached.end()
         assert (qmp.plugged, len(claims.spares)) == (set(), 4)
 
     virtual_time.run(story())
@@ -193,12 +194,12 @@ def test_groups_of_both_kinds_in_one_container() -> None:
         ({"driver": 7}, VmError, "the guest's answer to bind_native is unusable: driver: Expected `str`, got `int`"),
     ],
 )
-def test_native_function_that_fails(answer: object, error: type[Exception], words: str) -> None:
+def test_failure_of_a_native_function_is_named(answer: object, error: type[Exception], words: str) -> None:
     async def story() -> None:
-        made, qmp, link, _ = attachments({"bind_native": answer})
+        attached, qmp, link, _ = attachments({"bind_native": answer})
         with pytest.raises(error, match=words):
-            await made.begin(qmp, link)  # type: ignore[arg-type]
-        await made.end()
+            await attached.begin(qmp, link)  # type: ignore[arg-type]
+        await attached.end()
         assert qmp.plugged == set()
 
     virtual_time.run(story())

@@ -35,7 +35,8 @@ class FakePackets:
 
 
 class FakeNetwork:
-    """Interfaces that were joined to taps: each list is the result of one look. An error is raised by the wait."""
+    """Interfaces that were connected to taps: each list is the result of one look. The wait raises an error in the
+    list."""
 
     def __init__(self, *looks: int | Exception) -> None:
         self._looks = list(looks)
@@ -81,11 +82,11 @@ class Machine:
     """Interfaces of a VM with a fake QEMU and guest."""
 
     def __init__(self, *looks: int | Exception, answer: Any = None, accel: str = "tcg", vhost: str = "/none") -> None:
-        made = sandbox_plan(machine_plan(device_seconds=1, accel=accel), bundle="/b")
+        planned = sandbox_plan(machine_plan(device_seconds=1, accel=accel), bundle="/b")
         self.network = FakeNetwork(*looks)
-        self.claims = Claims(made.ports)
-        self.own = made.network_port
-        self.nics = Nics(made, cast(Network, self.network), self.claims, vhost=vhost)
+        self.claims = Claims(planned.ports)
+        self.own = planned.network_port
+        self.nics = Nics(planned, cast(Network, self.network), self.claims, vhost=vhost)
         self.qmp, self.link = FakeQmp(), FakeLink({"configure_network": answer})
 
     async def plug(self) -> Notes:
@@ -103,53 +104,53 @@ def descriptors() -> int:
 
 def test_single_interface() -> None:
     async def story() -> None:
-        made = Machine(1)
+        machine = Machine(1)
         before = descriptors()
-        assert await made.plug() == [("warning", "a route is missing")]
-        assert made.devices() == [("nic-net0", made.own.name, "0.0", False)]
-        assert made.qmp.given == {"net0": made.network.inodes[0]}
-        assert made.qmp.sent[0] == ("netdev_add", {"type": "tap", "id": "net0", "fd": "net0"})
-        address = f"0000:{made.own.bus:02x}:00.0"
-        [(method, call)] = made.link.calls
+        assert await machine.plug() == [("warning", "a route is missing")]
+        assert machine.devices() == [("nic-net0", machine.own.name, "0.0", False)]
+        assert machine.qmp.given == {"net0": machine.network.inodes[0]}
+        assert machine.qmp.sent[0] == ("netdev_add", {"type": "tap", "id": "net0", "fd": "net0"})
+        address = f"0000:{machine.own.bus:02x}:00.0"
+        [(method, call)] = machine.link.calls
         kept = {k: v for k, v in interface(0).items() if k not in ("index", "mac")}
         assert (method, call) == ("configure_network", {"interfaces": [{"address": address, **kept}], "seconds": 1.0})
-        assert made.nics.seen == [{"name": "eth0", "mac": "0a:00:00:00:00:00", "guest": address}]
+        assert machine.nics.seen == [{"name": "eth0", "mac": "0a:00:00:00:00:00", "guest": address}]
         assert descriptors() == before, "the taps are QEMU's only"
-        assert await made.plug() == [], "nothing new"
-        assert len(made.link.calls) == 1
+        assert await machine.plug() == [], "nothing new"
+        assert len(machine.link.calls) == 1
 
     virtual_time.run(story())
 
 
 def test_rx_filter_of_a_nic_is_followed() -> None:
     async def story() -> None:
-        made = Machine(0, 1)
-        await made.plug()
-        assert not made.qmp.is_listening_to_filters, "no NIC yet"
-        await made.plug()
+        machine = Machine(0, 1)
+        await machine.plug()
+        assert not machine.qmp.is_listening_to_filters, "no NIC yet"
+        await machine.plug()
         usual = {"promiscuous": True, "multicast": "normal", "unicast": "normal", "main-mac": "0a:00:00:00:00:00"}
         usual |= {"multicast-overflow": False, "unicast-overflow": False}
-        made.qmp.rx_filters["nic-net0"] = [usual | {"unicast-table": [], "multicast-table": []}]
-        made.qmp.change_rx_filter("nic-net0")
+        machine.qmp.rx_filters["nic-net0"] = [usual | {"unicast-table": [], "multicast-table": []}]
+        machine.qmp.change_rx_filter("nic-net0")
         await asyncio.sleep(1)
-        packets = made.network.packets
+        packets = machine.network.packets
         assert packets is not None
         assert packets.memberships == 1
-        made.nics.end()
+        machine.nics.end()
         assert packets.closed
 
     virtual_time.run(story())
 
 
-def test_host_without_packet_sockets_is_warned_of() -> None:
+def test_host_without_packet_sockets_is_a_warning() -> None:
     async def story() -> None:
-        made = Machine(0, 1)
-        made.network.packets = None
-        assert await made.plug() == []
-        [(_, route), (level, text)] = await made.plug()
+        machine = Machine(0, 1)
+        machine.network.packets = None
+        assert await machine.plug() == []
+        [(_, route), (level, text)] = await machine.plug()
         assert (route, level) == ("a route is missing", "warning")
         assert text.startswith("the host has no packet sockets (CONFIG_PACKET)")
-        made.nics.end()
+        machine.nics.end()
 
     virtual_time.run(story())
 
@@ -159,37 +160,37 @@ def test_interfaces_of_one_look_share_ports(count: int, ports: int) -> None:
     """Eight functions fit into one port. Function 0 is plugged last, since it makes the guest look at the slot."""
 
     async def story() -> None:
-        made = Machine(count)
-        await made.plug()
-        used = list(dict.fromkeys(bus for _, bus, _, _ in made.devices()))
+        machine = Machine(count)
+        await machine.plug()
+        used = list(dict.fromkeys(bus for _, bus, _, _ in machine.devices()))
         assert len(used) == ports
-        assert used[:1] == [made.own.name][:ports]
-        assert len(made.claims.spares) == 4 - max(ports - 1, 0)
-        assert all(shared for *_, shared in made.devices())
+        assert used[:1] == [machine.own.name][:ports]
+        assert len(machine.claims.spares) == 4 - max(ports - 1, 0)
+        assert all(shared for *_, shared in machine.devices())
         for bus in used:
-            assert [addr for _, of, addr, _ in made.devices() if of == bus][-1] == "0.0"
-        addresses = [entry["address"] for entry in made.link.calls[0][1]["interfaces"]]
+            assert [addr for _, of, addr, _ in machine.devices() if of == bus][-1] == "0.0"
+        addresses = [entry["address"] for entry in machine.link.calls[0][1]["interfaces"]]
         assert len(set(addresses)) == count
-        assert [seen["name"] for seen in made.nics.seen] == [f"eth{number}" for number in range(count)]
+        assert [seen["name"] for seen in machine.nics.seen] == [f"eth{number}" for number in range(count)]
 
     virtual_time.run(story())
 
 
 def test_interfaces_of_a_second_look_need_another_port() -> None:
     async def story() -> None:
-        made = Machine(0, 1, 0, 2)
-        await made.plug()
-        assert made.devices() == []
-        await made.plug()
-        await made.plug()
-        assert len(made.claims.spares) == 4
-        await made.plug()
-        first, *others = made.devices()
-        assert first == ("nic-net0", made.own.name, "0.0", False)
+        machine = Machine(0, 1, 0, 2)
+        await machine.plug()
+        assert machine.devices() == []
+        await machine.plug()
+        await machine.plug()
+        assert len(machine.claims.spares) == 4
+        await machine.plug()
+        first, *others = machine.devices()
+        assert first == ("nic-net0", machine.own.name, "0.0", False)
         assert [(name, shared) for name, _, _, shared in others] == [("nic-net2", True), ("nic-net1", True)]
-        assert made.own.name not in {bus for _, bus, _, _ in others}
-        assert len(made.claims.spares) == 3
-        assert sorted(made.qmp.given) == ["net0", "net1", "net2"]
+        assert machine.own.name not in {bus for _, bus, _, _ in others}
+        assert len(machine.claims.spares) == 3
+        assert sorted(machine.qmp.given) == ["net0", "net1", "net2"]
 
     virtual_time.run(story())
 
@@ -204,11 +205,11 @@ def test_vhost_is_used_under_kvm_where_it_exists(tmp_path: Path, accel: str, pre
 
     async def story() -> None:
         before = descriptors()
-        made = Machine(1, accel=accel, vhost=str(device))
-        await made.plug()
-        backend = made.qmp.sent[0][1]
+        machine = Machine(1, accel=accel, vhost=str(device))
+        await machine.plug()
+        backend = machine.qmp.sent[0][1]
         assert (backend.get("vhost"), backend.get("vhostfd")) == ((True, "net0-vhost") if used else (None, None))
-        assert made.qmp.given.get("net0-vhost") == (device.stat().st_ino if used else None)
+        assert machine.qmp.given.get("net0-vhost") == (device.stat().st_ino if used else None)
         assert descriptors() == before
 
     virtual_time.run(story())
@@ -216,31 +217,31 @@ def test_vhost_is_used_under_kvm_where_it_exists(tmp_path: Path, accel: str, pre
 
 def test_more_interfaces_than_ports_is_an_error() -> None:
     async def story() -> None:
-        made = Machine(41)
+        machine = Machine(41)
         before = descriptors()
         with pytest.raises(DeviceError, match="41 network interfaces, and the virtual machine has ports for 40"):
-            await made.plug()
+            await machine.plug()
         assert descriptors() == before
         with pytest.raises(VmError, match="the network of the virtual machine is in an unknown state"):
-            await made.plug()
+            await machine.plug()
 
     virtual_time.run(story())
 
 
 @pytest.mark.parametrize("failure", ["join", "qemu", "guest"])
 def test_failure_leaves_the_network_unusable(failure: str) -> None:
-    """Nobody knows what of it the guest has: a second try is refused."""
+    """It is unknown which part of it the guest has configured, so a second attempt is refused."""
 
     async def story() -> None:
-        made = Machine(HostError("no tap") if failure == "join" else 1, answer=VmError("agent: no"))
+        machine = Machine(HostError("no tap") if failure == "join" else 1, answer=VmError("agent: no"))
         if failure == "qemu":
-            made.qmp = FakeQmp(refuse=lambda command, _: VmError("gone") if command == "device_add" else None)
+            machine.qmp = FakeQmp(refuse=lambda command, _: VmError("gone") if command == "device_add" else None)
         before = descriptors()
         with pytest.raises((HostError, VmError), match=r"no tap|gone|agent: no"):
-            await made.plug()
+            await machine.plug()
         assert descriptors() == before
         with pytest.raises(VmError, match="unknown state"):
-            await made.plug()
+            await machine.plug()
 
     virtual_time.run(story())
 
@@ -261,11 +262,11 @@ class SlowLink(FakeLink):
 @pytest.mark.parametrize(("device", "lost"), [("nic-net0", True), ("vfio-5-0", False)])
 def test_interface_that_the_guest_unplugs_is_an_error(device: str, lost: bool) -> None:
     async def story() -> None:
-        made = Machine(1)
-        made.link = link = SlowLink()
-        plugging = asyncio.create_task(made.plug())
+        machine = Machine(1)
+        machine.link = link = SlowLink()
+        plugging = asyncio.create_task(machine.plug())
         await asyncio.sleep(0.5)
-        made.qmp.drop(device)
+        machine.qmp.drop(device)
         await asyncio.sleep(0.5)
         assert plugging.done() == lost
         if lost:
@@ -278,15 +279,15 @@ def test_interface_that_the_guest_unplugs_is_an_error(device: str, lost: bool) -
     virtual_time.run(story())
 
 
-def test_guest_that_never_answers_is_given_up() -> None:
+def test_guest_that_never_answers_is_an_error() -> None:
     """After the time of a device and a margin."""
 
     async def story() -> None:
-        made = Machine(1)
-        made.link = SlowLink()
+        machine = Machine(1)
+        machine.link = SlowLink()
         began = asyncio.get_running_loop().time()
         with pytest.raises(TimeoutError):
-            await made.plug()
+            await machine.plug()
         assert 1 < asyncio.get_running_loop().time() - began < 10
 
     virtual_time.run(story())

@@ -193,7 +193,7 @@ def test_container_with_the_hosts_whole_dev_gets_no_disks() -> None:
     decision = decide([wish("/dev/sdb", "b", 8, 16)], [ALL], HOST, whole=True)
     assert decision.disks == ()
     assert list(decision.left_out) == ["/dev/sdb"]
-    assert len(decide([wish("/dev/sdb", "b", 8, 16)], [ALL], HOST).disks) == 1, "one that is asked for is passed"
+    assert len(decide([wish("/dev/sdb", "b", 8, 16)], [ALL], HOST).disks) == 1, "a requested disk is passed"
 
 
 def test_whole_dev_is_recognized_by_the_default_nodes() -> None:

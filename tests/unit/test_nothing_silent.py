@@ -1,8 +1,8 @@
-"""Nothing is silent: what a specification or an annotation asks for, and a virtual machine cannot give, is refused or
-warned of by its name.
+"""No request is ignored silently: hawse names each request of a specification or an annotation that a VM cannot fulfil,
+in an error or a warning.
 
-The tables walk the kinds of device nodes, the fields of ``linux.devices`` and ``linux.resources``, and the annotations.
-tests/unit/test_specification.py walks every field of the specification and every type of mount.
+The tables cover the kinds of device nodes, the fields of ``linux.devices`` and ``linux.resources``, and the
+annotations. tests/unit/test_specification.py covers every field of the specification and every type of mount.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def node(path: str, kind: str, major: int, minor: int) -> Change:
 
 
 def listed(**changes: Any) -> Change:
-    """A device with a value that makes no sense."""
+    """A device with an invalid value."""
     return lambda spec: spec["linux"].update({"devices": [{"path": "/dev/x", "type": "c"} | changes]})
 
 
 def rule(**changes: Any) -> Change:
-    """A rule with a value that makes no sense, or that nothing has."""
+    """A rule with an invalid value, or for a device that does not exist."""
     return lambda spec: spec["linux"]["resources"].update({"devices": [{"allow": True, "access": "rw"} | changes]})
 
 
@@ -73,8 +73,8 @@ def overlay(*options: str) -> Change:
 
 
 def make_socket(path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(path)
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path)
 
 
 #: Removed at the end of the process.
@@ -82,7 +82,7 @@ _FILES = tempfile.TemporaryDirectory()
 
 
 def special(make: Callable[[str], None]) -> Change:
-    """A bind of a file that is to be made."""
+    """A bind of a file, which is created first."""
 
     def change(spec: dict[str, Any]) -> None:
         path = f"{tempfile.mkdtemp(dir=_FILES.name)}/it"
@@ -92,7 +92,7 @@ def special(make: Callable[[str], None]) -> Change:
     return change
 
 
-#: Numbers that no driver of a host has, where a device is asked for that must not exist.
+#: Numbers that no driver of a host uses, for requests of a device that must not exist.
 NOBODY = 4095
 DISK = {"major": 8, "minor": 0}
 RATE = [DISK | {"rate": 1}]
@@ -195,7 +195,7 @@ def host(tmp_path: Path) -> Planner:
 
 
 def said_of(host: Planner, plan: Callable[[], object]) -> str:
-    """What a user is told: the refusal, or the warnings."""
+    """The messages to the user: the error, or the warnings."""
     try:
         plan()
     except HawseError as error:
@@ -205,13 +205,13 @@ def said_of(host: Planner, plan: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize(("change", "words"), [row[1:] for row in SPECIFICATION], ids=[row[0] for row in SPECIFICATION])
-def test_what_a_specification_asks_for_in_vain_is_named(host: Planner, change: Change, words: str) -> None:
+def test_unfulfilled_request_of_a_specification_is_named(host: Planner, change: Change, words: str) -> None:
     host.write(change)
     assert words in said_of(host, host.sandbox)
 
 
 @pytest.mark.parametrize(("annotations", "words"), [row[1:] for row in OPTIONS], ids=[row[0] for row in OPTIONS])
-def test_what_an_annotation_asks_for_in_vain_is_named(host: Planner, annotations: dict[str, str], words: str) -> None:
+def test_unfulfilled_request_of_an_annotation_is_named(host: Planner, annotations: dict[str, str], words: str) -> None:
     host.write(annotated(annotations, *NODES))
     assert words in said_of(host, lambda: host.sandbox(host.config(more=EMULATED)))
 
@@ -219,16 +219,14 @@ def test_what_an_annotation_asks_for_in_vain_is_named(host: Planner, annotations
 @pytest.mark.parametrize(
     ("note", "asked", "level"), [("why", True, "warning"), ("why", False, "debug"), ("", True, "debug")]
 )
-def test_an_address_that_is_not_kept_is_named_where_an_annotation_asks_for_it(
-    note: str, asked: bool, level: str
-) -> None:
+def test_address_that_an_annotation_requests_and_is_not_kept_is_named(note: str, asked: bool, level: str) -> None:
     step = PlugStep(
         group=5, label="0000:3b:02.0", host="0000:3b:02.0", note=note, commands=[], device="d", bus="port0",
         guest_address="0000:02:00.0",
     )  # fmt: skip
-    said = describe(step, asked=asked)
-    assert said[0] == level
-    assert said[1].startswith("annotations: hawse.keep-addresses: " if level == "warning" else "0000:3b:02.0 is")
+    messages = describe(step, asked=asked)
+    assert messages[0] == level
+    assert messages[1].startswith("annotations: hawse.keep-addresses: " if level == "warning" else "0000:3b:02.0 is")
 
 
 def test_every_annotation_is_in_the_table() -> None:
@@ -244,8 +242,8 @@ def test_every_refused_field_of_the_resources_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field.fate is Fate.MOOT], ids=lambda field: field.path)
-def test_a_field_that_is_passed_over_changes_nothing(field: Any) -> None:
-    """The only ones that are passed over in silence cannot make a difference in a guest."""
+def test_silently_ignored_field_changes_nothing(field: Any) -> None:
+    """Only annotations that cannot make a difference in a guest are ignored silently."""
     assert field.path in {
         "linux.mountLabel", "linux.resources.memory.useHierarchy", "linux.resources.memory.checkBeforeUpdate",
     }  # fmt: skip

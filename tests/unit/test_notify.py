@@ -1,4 +1,4 @@
-"""The host's side of a container's notifications: where they go, and that nothing but the right socket is reached."""
+"""A container's notifications on the host: their destination, and that only the configured socket can be reached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from hawse.agent.streams.notify import MAX_BYTES
 from hawse.agent.streams.notify import Notify as AgentSocket
-from hawse.commands.process import Handed, relays
+from hawse.commands.process import IoOptions, relays
 from hawse.errors import HostError
 from hawse.host import notify
 from hawse.monitor.agent import notifications
@@ -36,8 +36,8 @@ SOCKET = "NOTIFY_SOCKET=/run/notify/notify.sock"
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Notified]:
-    with Notified(f"{tmp_path}/n.sock") as made:
-        yield made
+    with Notified(f"{tmp_path}/n.sock") as socket_of_host:
+        yield socket_of_host
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def host(tmp_path: Path) -> Iterator[Notified]:
         (["NOTIFY_SOCKET=/run/notify/../../h"], [RUN], None),
     ],
 )  # fmt: skip
-def test_where_the_containers_own_variable_leads(env: list[str], mounts: list[Any], expected: Notify | None) -> None:
+def test_path_of_the_containers_own_variable(env: list[str], mounts: list[Any], expected: Notify | None) -> None:
     assert in_mounts({"env": env}, mounts, bundle="/b") == expected
 
 
 def test_container_with_the_callers_socket() -> None:
-    """runc's mount and variable (notify_socket.go, setupSpec())."""
+    """The mount and the variable are those of runc (notify_socket.go, setupSpec())."""
     spec: dict[str, Any] = {"process": {"env": ["A=1", "NOTIFY_SOCKET=/old"]}, "mounts": [RUN]}
     served = serve(spec, Notify(host="/h", caller=True), container="c1")
     assert spec == {"process": {"env": ["A=1", "NOTIFY_SOCKET=/old"]}, "mounts": [RUN]}
@@ -98,8 +98,9 @@ def test_container_with_a_socket_among_its_mounts() -> None:
     }]  # fmt: skip
 
 
-def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host: Notified) -> None:
-    """One that cannot be reached is warned of where the caller has named it; among the mounts it is not served."""
+def test_socket_of_the_caller_takes_precedence_over_mounts(tmp_path: Path, host: Notified) -> None:
+    """If it cannot be reached, there is a warning for a socket of the caller; a socket among the mounts is not
+    served."""
     (tmp_path / "rootfs").mkdir()
     spec = bundles.specification(["sh"], env=[SOCKET])
     spec["mounts"].append(RUN | {"source": str(tmp_path)})
@@ -120,17 +121,17 @@ def test_socket_of_the_caller_goes_before_one_of_the_mounts(tmp_path: Path, host
 @pytest.mark.parametrize(
     ("caller", "detach", "expected"), [(True, False, True), (True, True, False), (False, False, False)]
 )
-def test_command_that_stays_passes_on_what_its_caller_is_to_hear(caller: bool, detach: bool, expected: bool) -> None:
-    assert relays(Notify(host="/h", caller=caller), Handed(None, detach)) is expected
+def test_foreground_command_relays_notifications_to_its_caller(caller: bool, detach: bool, expected: bool) -> None:
+    assert relays(Notify(host="/h", caller=caller), IoOptions(None, detach)) is expected
 
 
 def test_sockets_by_path_and_by_abstract_name_are_reached(tmp_path: Path, host: Notified) -> None:
     with Notified(f"@hawse-unit-{os.getpid()}") as abstract:
-        for found in (host, abstract):
-            assert notify.problem(Notify(host=found.address, caller=True)) == ""
-            with notify.connect_for(Notify(host=found.address, caller=True)) as connection:
+        for socket_of_host in (host, abstract):
+            assert notify.problem(Notify(host=socket_of_host.address, caller=True)) == ""
+            with notify.connect_for(Notify(host=socket_of_host.address, caller=True)) as connection:
                 assert notify.send(connection, "STATUS=x", pid=7)
-            assert found.next() == (os.getpid(), ["STATUS=x"])
+            assert socket_of_host.next() == (os.getpid(), ["STATUS=x"])
     assert notify.problem(Notify(host=str(tmp_path), below="n.sock")) == ""
     assert notify.problem(Notify(host=host.address)) == ""
 
@@ -144,10 +145,8 @@ def test_sockets_by_path_and_by_abstract_name_are_reached(tmp_path: Path, host: 
         ("inner/n.sock", "No such file or directory"), ("", "it is no socket"),
     ],
 )  # fmt: skip
-def test_nothing_but_a_socket_below_the_mount_is_reached(
-    tmp_path: Path, host: Notified, below: str, problem: str
-) -> None:
-    """A container may have written there: its links would lead to any socket of the host's."""
+def test_only_sockets_below_the_mount_are_reached(tmp_path: Path, host: Notified, below: str, problem: str) -> None:
+    """A container may have written to that directory: its links would lead to any socket of the host."""
     mount = tmp_path / "mount"
     (mount / "inner").mkdir(parents=True)
     (mount / "link.sock").symlink_to(host.address)
@@ -164,7 +163,7 @@ def test_nothing_but_a_socket_below_the_mount_is_reached(
 
 
 @pytest.mark.parametrize("address", ["/none/x", "@none", "/" + "x" * 200, "/a\0b", "/", "@", "vsock:2:9"])
-def test_callers_socket_that_cannot_be_reached_is_a_sentence(address: str) -> None:
+def test_unreachable_socket_of_the_caller_is_reported_in_a_sentence(address: str) -> None:
     assert notify.problem(Notify(host=address, caller=True)) != ""
     with pytest.raises(HostError) as caught:
         notify.report_ready(address, "READY=1", pid=1)
@@ -173,7 +172,7 @@ def test_callers_socket_that_cannot_be_reached_is_a_sentence(address: str) -> No
     )
 
 
-def test_readiness_is_reported_with_the_pid_and_read_before_the_command_ends(host: Notified) -> None:
+def test_readiness_is_reported_with_the_pid_before_the_command_ends(host: Notified) -> None:
     words = {"address": host.address, "notice": "READY=1\nSTATUS=up", "pid": 77}
     reporting = threading.Thread(target=notify.report_ready, kwargs=words)
     reporting.start()
@@ -185,15 +184,15 @@ def test_readiness_is_reported_with_the_pid_and_read_before_the_command_ends(hos
     assert not reporting.is_alive()
 
 
-def test_relay_passes_on_as_the_commands_own(host: Notified) -> None:
+def test_relay_sends_with_the_pid_of_the_command(host: Notified) -> None:
     relay = notify.Relay(notify.connect(host.address))
     with relay.theirs as proxys:
         for text in ("STATUS=a", "READY=1", "STOPPING=1"):
             proxys.send(text.encode())
     relay.finish()
     me = os.getpid()
-    found = [host.next() for _ in range(3)]
-    assert found == [(me, ["STATUS=a"]), (me, ["READY=1", f"MAINPID={me}"]), (me, ["STOPPING=1"])]
+    notices = [host.next() for _ in range(3)]
+    assert notices == [(me, ["STATUS=a"]), (me, ["READY=1", f"MAINPID={me}"]), (me, ["STOPPING=1"])]
 
 
 def test_relay_outlives_a_service_manager_that_is_gone(tmp_path: Path) -> None:
@@ -207,11 +206,11 @@ def test_relay_outlives_a_service_manager_that_is_gone(tmp_path: Path) -> None:
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(str(tmp_path), "c1")) as made:
-        yield made
+    with FakeMonitor(Store(str(tmp_path), "c1")) as monitor:
+        yield monitor
 
 
-def test_proxy_sends_as_itself_and_all_before_its_end(monitor: FakeMonitor, host: Notified) -> None:
+def test_proxy_sends_all_notifications_with_its_own_pid_before_its_end(monitor: FakeMonitor, host: Notified) -> None:
     with Pipes() as pipes, notify.connect(host.address) as connection:
         proxy = pipes.start(monitor, notify=connection.fileno())
         connection.close()
@@ -226,8 +225,9 @@ def test_proxy_sends_as_itself_and_all_before_its_end(monitor: FakeMonitor, host
 
 
 @pytest.mark.parametrize("listens", [False, True])
-def test_proxy_is_held_up_by_no_service_manager(monitor: FakeMonitor, tmp_path: Path, listens: bool) -> None:
-    """One that does not read, and one that is gone; the process's output goes on, and its code is the proxy's."""
+def test_service_manager_does_not_delay_the_proxy(monitor: FakeMonitor, tmp_path: Path, listens: bool) -> None:
+    """Neither by one that does not read nor by one that is gone: output is forwarded, and the exit code is the
+    proxy's."""
     host = Notified(f"{tmp_path}/n.sock")
     with Pipes() as pipes, host, notify.connect(host.address) as connection:
         proxy = pipes.start(monitor, notify=connection.fileno())
@@ -256,31 +256,32 @@ def test_proxy_without_a_socket_ignores_notifications(monitor: FakeMonitor) -> N
     ("state", "variable", "expected"),
     [({"notify": True}, True, {"notify": True}), ({}, True, {}), ({"notify": True}, False, {})],
 )
-def test_start_waits_where_both_callers_have_the_variable(
+def test_start_waits_if_both_callers_have_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: Notified, state: Any, variable: bool, expected: Any
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if variable:
         monkeypatch.setenv("NOTIFY_SOCKET", host.address)
     hawse = Command(str(tmp_path))
-    with FakeMonitor(hawse.store("c1"), {"start": [["warning", "a note"]]}, status=CREATED, **state) as made:
+    with FakeMonitor(hawse.store("c1"), {"start": [["warning", "a note"]]}, status=CREATED, **state) as monitor:
         done: list[Any] = []
         starting = threading.Thread(target=lambda: done.append(hawse("start", "c1")))
         starting.start()
         if expected:
-            wait_until(lambda: bool(made.calls) and made.has_answered)
+            wait_until(lambda: bool(monitor.calls) and monitor.has_answered)
             wait_until(lambda: not starting.is_alive() or waits_for_input(starting))
             assert starting.is_alive(), "it waits for an event of the monitor"
-            made.end()
-            made.hang_up()
+            monitor.end()
+            monitor.hang_up()
         starting.join(patience(5))
-        assert made.calls == [("start", {"container": "c1"} | expected)]
+        assert monitor.calls == [("start", {"container": "c1"} | expected)]
         assert (done[0].code, "a note" in done[0].errors) == (0, True)
         assert host.nothing()
 
 
-def test_agents_socket(tmp_path: Path) -> None:
-    """Every user may send; a barrier is over when what was sent before has been passed on; the end loses nothing."""
+def test_notification_socket_of_the_agent(tmp_path: Path) -> None:
+    """Every user may send. A barrier is released when earlier notifications were forwarded. The end loses none of
+    them."""
     sent: list[str] = []
     served = AgentSocket(f"{tmp_path}/c1", sent.append)
     path = f"{tmp_path}/c1/notify.sock"
@@ -305,5 +306,5 @@ def test_agents_socket(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-def test_host_and_guest_agree_on_the_most_bytes() -> None:
+def test_host_and_guest_have_the_same_size_limit() -> None:
     assert MAX_BYTES == notifications.MAX_TEXT == notify._MAX_BYTES

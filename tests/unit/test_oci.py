@@ -1,4 +1,4 @@
-"""config.json: what is taken, what is refused and how, and what of it goes to the guest."""
+"""config.json: accepted and refused values with their errors, and the part of it that the guest gets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from hawse.oci.load import Bundle, load_bundle, load_process
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE, read_role, role_of
 from tests.support.oci import bundle_with
 
-#: What every container has of its own.
+#: Sections that every container has.
 OWN = [{"type": "mount"}, {"type": "uts"}]
 
 json_values = st.recursive(
@@ -33,29 +33,29 @@ json_values = st.recursive(
 )
 
 
-def test_the_example_is_what_runc_writes(tmp_path: Path) -> None:
+def test_example_equals_that_of_runc(tmp_path: Path) -> None:
     subprocess.run(["runc", "spec"], cwd=tmp_path, check=True)
     theirs, ours = json.loads((tmp_path / "config.json").read_text()), example()
     assert ours.pop("hostname") == "hawse"
     assert theirs.pop("hostname") == "runc"
-    # runc leaves the cgroup namespace out on a host without cgroup v2 alone; a guest of ours has nothing else.
+    # runc omits the cgroup namespace only on a host without cgroup v2; hawse's guests have only version 2.
     for spec in (ours, theirs):
         spec["linux"]["namespaces"] = [n for n in spec["linux"]["namespaces"] if n["type"] != "cgroup"]
     assert ours == theirs
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.0.2-dev", "1.2.1", "1.1.0-rc.3", "1.3.0+dev"])
-def test_versions_that_are_understood(tmp_path: Path, version: str) -> None:
+def test_supported_versions_are_accepted(tmp_path: Path, version: str) -> None:
     assert bundle_with(tmp_path, example() | {"ociVersion": version}).spec.oci_version == version
 
 
 @pytest.mark.parametrize("version", ["", "1", "1.0", "0.9.0", "2.0.0", "1.0.0; rm", "1.0.x"])
-def test_versions_that_are_not(tmp_path: Path, version: str) -> None:
+def test_other_versions_are_refused(tmp_path: Path, version: str) -> None:
     with pytest.raises(ConfigError, match="ociVersion: unknown version"):
         bundle_with(tmp_path, example() | {"ociVersion": version})
 
 
-def test_a_nul_byte_in_a_path_is_refused(tmp_path: Path) -> None:
+def test_nul_byte_in_a_path_is_refused(tmp_path: Path) -> None:
     spec = example()
     spec["process"]["cwd"] = "/tmp\0/x"
     with pytest.raises(ConfigError, match=r"process\.cwd"):
@@ -72,7 +72,7 @@ def test_a_nul_byte_in_a_path_is_refused(tmp_path: Path) -> None:
         ("/../dev/vfio/5", "/dev/vfio/5"),
     ],
 )
-def test_paths_of_devices_are_clean(tmp_path: Path, path: str, clean: str) -> None:
+def test_paths_of_devices_are_normalized(tmp_path: Path, path: str, clean: str) -> None:
     spec = example()
     spec["linux"]["devices"] = [{"path": path, "type": "c", "major": 511, "minor": 5}]
     bundle = bundle_with(tmp_path, spec)
@@ -81,7 +81,7 @@ def test_paths_of_devices_are_clean(tmp_path: Path, path: str, clean: str) -> No
     assert (bundle.spec.linux.devices[0].path, bundle.raw["linux"]["devices"][0]["path"]) == (clean, clean)
 
 
-def test_a_file_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
+def test_endless_file_is_read_up_to_a_limit(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b" " * (5 * 1024 * 1024))
     with pytest.raises(ConfigError, match="larger than 4 MiB"):
         load_bundle(str(tmp_path))
@@ -89,7 +89,7 @@ def test_a_file_without_end_is_not_read_to_its_end(tmp_path: Path) -> None:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(field=st.sampled_from(["process", "root", "mounts", "linux", "hooks", "annotations"]), value=json_values)
-def test_any_value_in_any_place_is_taken_or_refused_with_its_name(tmp_path: Path, field: str, value: object) -> None:
+def test_any_value_in_any_field_is_accepted_or_refused_with_its_name(tmp_path: Path, field: str, value: object) -> None:
     try:
         bundle_with(tmp_path, example() | {field: value})
     except ConfigError as error:
@@ -97,7 +97,7 @@ def test_any_value_in_any_place_is_taken_or_refused_with_its_name(tmp_path: Path
         assert error.hint
 
 
-def test_a_process_of_its_own(tmp_path: Path) -> None:
+def test_process_file_is_loaded_and_checked(tmp_path: Path) -> None:
     path = tmp_path / "process.json"
     path.write_text(json.dumps({"args": ["id"], "cwd": "/", "unknown": 1}))
     raw, process = load_process(str(path))
@@ -108,7 +108,7 @@ def test_a_process_of_its_own(tmp_path: Path) -> None:
         load_process(str(path))
 
 
-def test_the_guest_gets_what_is_the_guests(tmp_path: Path) -> None:
+def test_guest_gets_its_part_of_the_specification(tmp_path: Path) -> None:
     spec = example()
     spec["process"] |= {"apparmorProfile": "docker-default", "selinuxLabel": "x"}
     spec["linux"] |= {"cgroupsPath": "/host/path", "mountLabel": "y"}
@@ -126,7 +126,7 @@ def test_the_guest_gets_what_is_the_guests(tmp_path: Path) -> None:
     assert plan.shares == (Share(name="rootfs", source=f"{tmp_path}/rootfs", is_dir=True, readonly=True),)
 
 
-def test_the_guest_gets_no_numbers_of_the_hosts_and_of_the_hooks_its_own(tmp_path: Path) -> None:
+def test_guest_gets_no_host_numbers_and_only_its_own_hooks(tmp_path: Path) -> None:
     spec = example()
     spec["linux"]["resources"]["cpu"] = {"cpus": "6-7", "mems": "1", "quota": 5}
     hook = {"path": "/bin/true"}
@@ -152,7 +152,7 @@ def test_warnings_of_the_bundle_are_logged(tmp_path: Path) -> None:
     assert ("warning", "mounts[0].destination: 'data' is not absolute: it is taken as below /") in notes
 
 
-def test_binds_are_shared_and_views_of_the_kernel_are_the_guests_own(tmp_path: Path) -> None:
+def test_binds_are_shared_and_kernel_views_are_those_of_the_guest(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "file").write_text("")
     spec = example()
@@ -193,7 +193,7 @@ def with_bind(path: Path, source: str) -> Bundle:
         ("/dev/vfio/devices", "/dev/vfio/devices is the guest's own: of the host's VFIO devices it has those alone"),
     ],
 )
-def test_a_mount_that_is_the_guests_own_is_warned_of(tmp_path: Path, source: str, words: str) -> None:
+def test_mount_that_the_guest_replaces_is_a_warning(tmp_path: Path, source: str, words: str) -> None:
     plan = plan_guest(with_bind(tmp_path, source), container="c1")
     [(level, text)] = plan.notes
     assert level == "warning"
@@ -202,7 +202,7 @@ def test_a_mount_that_is_the_guests_own_is_warned_of(tmp_path: Path, source: str
     assert [mount["source"] for mount in plan.spec["mounts"]] == [source.rstrip("/")]
 
 
-def test_a_link_to_a_view_of_the_kernel_is_the_guests_own(tmp_path: Path) -> None:
+def test_link_to_a_kernel_view_is_that_of_the_guest(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/sys/class")
     plan = plan_guest(with_bind(tmp_path, f"{tmp_path}/link/net"), container="c1")
     [(_, text)] = plan.notes
@@ -211,20 +211,20 @@ def test_a_link_to_a_view_of_the_kernel_is_the_guests_own(tmp_path: Path) -> Non
     assert len(plan.shares) == 1
 
 
-def test_a_link_to_a_vfio_devices_node_is_refused(tmp_path: Path) -> None:
+def test_link_to_a_vfio_node_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/vfio/12")
     with pytest.raises(ConfigError, match="/dev/vfio/12 is a device of the host's"):
         plan_guest(with_bind(tmp_path, f"{tmp_path}/link"), container="c1")
 
 
 @pytest.mark.parametrize("source", ["/dev/vfio/12", "/dev/vfio/devices/vfio3", "/dev/../dev/vfio/noiommu-0"])
-def test_a_mount_of_a_vfio_devices_node_is_refused(tmp_path: Path, source: str) -> None:
+def test_mount_of_a_vfio_node_is_refused(tmp_path: Path, source: str) -> None:
     with pytest.raises(ConfigError, match=r"mounts\[0\]\.source: /dev/vfio/\S+ is a device of the host's") as caught:
         plan_guest(with_bind(tmp_path, source), container="c1")
     assert "--device" in caught.value.hint
 
 
-def test_a_directory_of_the_hosts_is_one_by_whatever_path(tmp_path: Path) -> None:
+def test_directory_of_the_host_is_recognized_by_any_path(tmp_path: Path) -> None:
     plan = plan_guest(with_bind(tmp_path, f"/dev/..{tmp_path}"), container="c1")
     assert plan.notes == ()
     assert plan.shares[1].source == str(tmp_path)
@@ -233,7 +233,7 @@ def test_a_directory_of_the_hosts_is_one_by_whatever_path(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("profile", "warned"), [("docker-default", True), ("localhost/own", True), ("unconfined", False), ("", False)]
 )
-def test_a_profile_of_apparmor_is_warned_of(tmp_path: Path, profile: str, warned: bool) -> None:
+def test_apparmor_profile_is_a_warning(tmp_path: Path, profile: str, warned: bool) -> None:
     spec = example()
     spec["process"]["apparmorProfile"] = profile
     notes = plan_guest(bundle_with(tmp_path, spec), container="c1").notes
@@ -241,7 +241,7 @@ def test_a_profile_of_apparmor_is_warned_of(tmp_path: Path, profile: str, warned
     assert [(level, text[: len(words)]) for (level, text), (_, words) in zip(notes, expected, strict=True)] == expected
 
 
-def test_labels_are_the_machines_and_not_the_guests(tmp_path: Path) -> None:
+def test_labels_apply_to_the_vm_and_not_in_the_guest(tmp_path: Path) -> None:
     spec = example()
     spec["process"]["selinuxLabel"] = "system_u:system_r:container_kvm_t:s0"
     spec["linux"]["mountLabel"] = "system_u:object_r:container_file_t:s0"
@@ -264,12 +264,12 @@ MOUNTS = """\
     ("source", "size"),
     [("/run/pod/my shm", 64 << 20), ("/run/pod/plain", 0), ("/run/pod/over", 0), ("/run/pod", 0), ("/", 0)],
 )
-def test_a_tmpfs_is_one_that_is_mounted_at_the_very_path(source: str, size: int) -> None:
+def test_tmpfs_must_be_mounted_at_exactly_the_path(source: str, size: int) -> None:
     assert find_tmpfs(MOUNTS, source) == size
     assert find_tmpfs("nonsense\n1 2 3 - \n", source) == 0
 
 
-def test_shared_memory_is_the_guests_own(tmp_path: Path) -> None:
+def test_shared_memory_is_that_of_the_guest(tmp_path: Path) -> None:
     spec = example()
     bind = {"type": "bind", "options": ["rbind", "rw"]}
     spec["mounts"] = [
@@ -295,7 +295,7 @@ NAMESPACES = [{"type": "pid", "path": "/proc/7/ns/pid"}, {"type": "ipc", "path":
         (CONTAINER, ["mount", "uts"], {"pid": "/proc/7/ns/pid", "ipc": "/run/ipcns/x"}),
     ],
 )
-def test_namespaces_with_paths_are_those_of_the_pod(
+def test_namespaces_with_paths_belong_to_the_pod(
     tmp_path: Path, role: str, own: list[str], joins: dict[str, str]
 ) -> None:
     spec = example()
@@ -314,7 +314,7 @@ def test_namespaces_with_paths_are_those_of_the_pod(
         (CONTAINER, "", [{"type": "network"}], {}),
     ],
 )
-def test_the_network_is_the_guests_but_for_a_container_with_a_new_one_beside_its_pods(
+def test_network_is_that_of_the_guest_unless_a_container_of_a_pod_has_a_new_one(
     tmp_path: Path, role: str, path: str, own: list[dict[str, str]], sysctls: dict[str, str]
 ) -> None:
     spec = example()
@@ -339,7 +339,7 @@ def test_the_network_is_the_guests_but_for_a_container_with_a_new_one_beside_its
         ({"io.container.manager": "libpod"}, (SINGLE, "")),
     ],
 )
-def test_a_containers_role_in_a_pod(tmp_path: Path, annotations: dict[str, str], role: tuple[str, str]) -> None:
+def test_role_of_a_container_in_a_pod(tmp_path: Path, annotations: dict[str, str], role: tuple[str, str]) -> None:
     assert read_role(annotations) == role
     bundle_with(tmp_path, example() | {"annotations": annotations})
     assert role_of(str(tmp_path)) == role
@@ -353,7 +353,7 @@ def test_a_containers_role_in_a_pod(tmp_path: Path, annotations: dict[str, str],
         ("other", ["/catatonit", "-P"], SINGLE),
     ],
 )
-def test_the_first_container_of_podman_5s_pod_is_known_by_its_program(
+def test_infra_container_of_podman_5_is_recognized_by_its_program(
     tmp_path: Path, manager: str, args: list[str], role: str
 ) -> None:
     spec = example() | {"annotations": {"io.container.manager": manager}}
@@ -369,13 +369,13 @@ def test_the_first_container_of_podman_5s_pod_is_known_by_its_program(
         ({"io.kubernetes.cri-o.ContainerType": "container", "io.kubernetes.cri-o.SandboxID": 1}, "SandboxID is miss"),
     ],
 )
-def test_a_role_that_makes_no_sense(annotations: dict[str, Any], words: str) -> None:
+def test_invalid_role_is_refused(annotations: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         read_role(annotations)
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"annotations": 1}'])
-def test_a_bundle_that_cannot_be_read_has_no_role(tmp_path: Path, text: str | None) -> None:
+def test_unreadable_bundle_has_no_role(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     assert role_of(str(tmp_path)) == (SINGLE, "")
@@ -404,14 +404,14 @@ def test_huge_pages_come_from_their_limits(tmp_path: Path, limits: list[dict[str
         ({"namespaces": [*OWN, {"type": "network"}, {"type": "ipc", "path": "/x"}]}, r"linux.namespaces\[3\]: the ipc"),
     ],
 )
-def test_what_a_guest_cannot_have_is_refused_by_name(tmp_path: Path, linux: dict[str, Any], words: str) -> None:
+def test_unsupported_field_is_refused_by_name(tmp_path: Path, linux: dict[str, Any], words: str) -> None:
     spec = example()
     spec["linux"] |= linux
     with pytest.raises(ConfigError, match=words):
         plan_guest(bundle_with(tmp_path, spec), container="c1")
 
 
-def test_a_bundle_is_found_from_a_relative_path(tmp_path: Path) -> None:
+def test_bundle_is_found_by_a_relative_path(tmp_path: Path) -> None:
     bundle_with(tmp_path, example())
     before = os.getcwd()
     os.chdir(tmp_path)
@@ -428,7 +428,9 @@ def test_a_bundle_is_found_from_a_relative_path(tmp_path: Path) -> None:
         ([*OWN, {"type": "network", "path": "/run/netns/pod"}], "/run/netns/pod"),
     ],
 )
-def test_the_network_namespace_stays_on_the_host(tmp_path: Path, namespaces: list[dict[str, Any]], path: str) -> None:
+def test_network_namespace_is_not_passed_to_the_guest(
+    tmp_path: Path, namespaces: list[dict[str, Any]], path: str
+) -> None:
     spec = example()
     spec["linux"]["namespaces"] = namespaces
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1")
@@ -437,14 +439,14 @@ def test_the_network_namespace_stays_on_the_host(tmp_path: Path, namespaces: lis
 
 
 @pytest.mark.parametrize("linux", [{}, {"namespaces": []}, {"namespaces": [{"type": "pid"}]}])
-def test_the_hosts_network_is_refused_by_name(tmp_path: Path, linux: dict[str, Any]) -> None:
+def test_network_of_the_host_is_refused_by_name(tmp_path: Path, linux: dict[str, Any]) -> None:
     with pytest.raises(
         ConfigError, match=r"linux\.namespaces: none of type network: the container would have the host's"
     ):
         plan_guest(bundle_with(tmp_path, example() | {"linux": linux}), container="c1")
 
 
-def test_settings_of_the_network_are_the_agents_and_others_cruns(tmp_path: Path) -> None:
+def test_network_settings_are_applied_by_the_agent_and_others_by_crun(tmp_path: Path) -> None:
     spec = example()
     spec["linux"]["sysctl"] = {"net.ipv4.ip_forward": "1", "net/core/somaxconn": "9", "kernel.shm_rmid_forced": "1"}
     plan = plan_guest(bundle_with(tmp_path, spec), container="c1")

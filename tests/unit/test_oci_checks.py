@@ -1,4 +1,4 @@
-"""What of a specification makes no sense wherever it is run, and what of mounts and names a guest is given."""
+"""Values of a specification that are invalid for every runtime; mounts and names that the guest gets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def limit(kind: str, soft: int = 1, hard: int = 1) -> dict[str, Any]:
 
 
 def without(kind: str) -> list[dict[str, str]]:
-    """The example's namespaces but for one."""
+    """The example's namespaces except one."""
     return [namespace for namespace in example()["linux"]["namespaces"] if namespace["type"] != kind]
 
 
@@ -57,7 +57,7 @@ MAPPING = [{"containerID": 0, "hostID": 1000, "size": 1}]
         ("linux", {"resources": {"unified": {"memory.x/../y": "x"}}}, r"unified: 'memory\.x/\.\./y' cannot be set"),
     ],
 )  # fmt: skip
-def test_what_makes_no_sense_is_named(tmp_path: Path, part: str, change: dict[str, Any], words: str) -> None:
+def test_invalid_value_is_named(tmp_path: Path, part: str, change: dict[str, Any], words: str) -> None:
     spec = example()
     spec[part] |= change
     with pytest.raises(ConfigError, match=words) as caught:
@@ -65,7 +65,7 @@ def test_what_makes_no_sense_is_named(tmp_path: Path, part: str, change: dict[st
     assert caught.value.hint
 
 
-def test_a_further_process_is_looked_at_as_the_first_is(tmp_path: Path) -> None:
+def test_exec_process_is_checked_like_the_first(tmp_path: Path) -> None:
     write(str(tmp_path), {"args": ["a"], "cwd": "/", "rlimits": [limit("RLIMIT_AS", 2)]})
     with pytest.raises(ConfigError, match=r"config\.json: rlimits\[0\]: RLIMIT_AS: soft 2 is above hard 1"):
         load_process(f"{tmp_path}/config.json")
@@ -76,7 +76,7 @@ def test_a_further_process_is_looked_at_as_the_first_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", ["shared", "rshared", "unbindable", "runbindable"])
 @pytest.mark.parametrize("kind", ["bind", "tmpfs"])
-def test_a_mounts_option_that_a_guest_cannot_have(tmp_path: Path, kind: str, option: str) -> None:
+def test_mount_option_that_a_guest_cannot_apply_is_refused(tmp_path: Path, kind: str, option: str) -> None:
     spec = example()
     spec["mounts"].append({"destination": "/x", "type": kind, "source": "/", "options": [option]})
     with pytest.raises(ConfigError, match=rf"mounts\[7\]\.options: {option}: "):
@@ -99,7 +99,7 @@ def test_a_mounts_option_that_a_guest_cannot_have(tmp_path: Path, kind: str, opt
         (["rbind", "rro", "rrw"], {}),
     ],
 )
-def test_what_of_a_share_is_read_only_and_what_is_mounted_below_it(
+def test_mount_options_decide_over_the_properties_of_a_share(
     tmp_path: Path, options: list[str], expected: dict[str, Any]
 ) -> None:
     spec = example()
@@ -110,7 +110,7 @@ def test_what_of_a_share_is_read_only_and_what_is_mounted_below_it(
     )
 
 
-def test_a_container_without_a_uts_namespace_sees_the_hosts_name(tmp_path: Path) -> None:
+def test_container_without_a_uts_namespace_has_the_host_name_of_the_host(tmp_path: Path) -> None:
     spec = example()
     del spec["hostname"]
     spec["linux"]["namespaces"] = without("uts")
@@ -120,7 +120,7 @@ def test_a_container_without_a_uts_namespace_sees_the_hosts_name(tmp_path: Path)
     assert planned(tmp_path, spec).spec["hostname"] == os.uname().nodename
 
 
-def test_the_name_of_a_domain_is_a_setting(tmp_path: Path) -> None:
+def test_domain_name_becomes_a_setting(tmp_path: Path) -> None:
     spec = example() | {"domainname": "example.org"}
     spec["linux"]["sysctl"] = {"kernel.shm_rmid_forced": "1"}
     plan = planned(tmp_path, spec)
@@ -128,7 +128,7 @@ def test_the_name_of_a_domain_is_a_setting(tmp_path: Path) -> None:
     assert plan.spec["linux"]["sysctl"] == {"kernel.domainname": "example.org", "kernel.shm_rmid_forced": "1"}
 
 
-def test_a_burst_is_a_file_of_the_cgroup(tmp_path: Path) -> None:
+def test_cpu_burst_becomes_a_cgroup_file(tmp_path: Path) -> None:
     spec = example()
     spec["linux"]["resources"]["cpu"] = {"quota": 100, "burst": 50}
     assert planned(tmp_path, spec).spec["linux"]["resources"]["unified"] == {"cpu.max.burst": "50"}
@@ -143,13 +143,13 @@ def test_a_burst_is_a_file_of_the_cgroup(tmp_path: Path) -> None:
         ({"type": "tmpfs", "options": ["tmpcopyup", "ro"]}, ["tmpcopyup", "ro"]), ({"type": "tmpfs"}, None),
     ],
 )  # fmt: skip
-def test_mount_is_in_the_words_of_the_guests_runtime(mount: dict[str, Any], options: list[str] | None) -> None:
-    """A bind is one by its options, and only a tmpfs has tmpcopyup."""
+def test_mount_is_translated_for_the_guests_runtime(mount: dict[str, Any], options: list[str] | None) -> None:
+    """The options decide whether a mount is a bind, and only a tmpfs supports tmpcopyup."""
     bind = mount.get("type") == "bind" or "type" not in mount
-    made = checked_mount("mounts[0]", {"destination": "/x", "source": "/s"} | mount, bind=bind)
-    assert made.get("options") == options
+    checked = checked_mount("mounts[0]", {"destination": "/x", "source": "/s"} | mount, bind=bind)
+    assert checked.get("options") == options
 
 
-def test_mount_without_a_type_that_is_no_bind_is_refused() -> None:
+def test_mount_without_a_type_must_be_a_bind() -> None:
     with pytest.raises(ConfigError, match=r"mounts\[0\]\.type: missing"):
         checked_mount("mounts[0]", {"destination": "/x", "options": ["ro"]}, bind=False)

@@ -1,4 +1,4 @@
-"""Specifications and what guests tell, at their limits: the last value that is taken and the first that is not."""
+"""Limits of values in specifications and in answers of guests: the last accepted and the first refused value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MOST = 4 * 1024 * 1024
 
 
 def refusal(tmp_path: Path, spec: Any) -> str:
-    """Why a bundle is refused, without the path of its config.json."""
+    """The error of a refused bundle, without the path of its config.json."""
     (tmp_path / "rootfs").mkdir(exist_ok=True)
     write(str(tmp_path), spec)
     with pytest.raises(ConfigError) as caught:
@@ -57,11 +57,11 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
         (changed("process", user={"uid": 2**32}), "process.user.uid: expected int <= 4294967295"),
     ],
 )  # fmt: skip
-def test_what_is_refused_is_named(tmp_path: Path, spec: Any, words: str) -> None:
+def test_refused_value_is_named(tmp_path: Path, spec: Any, words: str) -> None:
     assert refusal(tmp_path, spec) == words
 
 
-def test_what_is_taken_at_its_limit(tmp_path: Path) -> None:
+def test_value_at_the_limit_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
     spec = changed("linux", devices=[{"path": f"/dev/{kind}", "type": kind} for kind in "cbup"])
     spec["process"]["user"] = {"uid": 2**32 - 1, "gid": 0}
@@ -74,7 +74,7 @@ def test_what_is_taken_at_its_limit(tmp_path: Path) -> None:
         load_bundle(str(tmp_path))
 
 
-def test_a_specification_without_linux_is_checked_too(tmp_path: Path) -> None:
+def test_specification_without_linux_is_checked_as_well(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
     spec = example()
     del spec["linux"]
@@ -82,7 +82,7 @@ def test_a_specification_without_linux_is_checked_too(tmp_path: Path) -> None:
     assert load_bundle(str(tmp_path)).spec.linux is None
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"^bundle {tmp_path}/none: no such directory"):
         load_bundle(f"{tmp_path}/none")
     with pytest.raises(ConfigError, match=r"/config\.json: no such file or directory"):
@@ -98,14 +98,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("readonly", [True, False])
-def test_a_root_file_system_is_read_only_where_that_is_asked_for(tmp_path: Path, readonly: bool) -> None:
+def test_root_file_system_is_read_only_on_request(tmp_path: Path, readonly: bool) -> None:
     (tmp_path / "rootfs").mkdir()
     write(str(tmp_path), changed("root", readonly=readonly))
     assert plan_guest(load_bundle(str(tmp_path)), container="c1").shares[0].readonly is readonly
 
 
 @pytest.mark.parametrize(("kind", "hint"), [("network", "--network=host"), ("mount", "name one")])
-def test_the_hint_for_a_namespace_that_is_missing_is_the_engines_option(tmp_path: Path, kind: str, hint: str) -> None:
+def test_hint_for_a_missing_namespace_is_an_option_of_the_engine(tmp_path: Path, kind: str, hint: str) -> None:
     (tmp_path / "rootfs").mkdir()
     namespaces = [{"type": name} for name in ("network", "mount") if name != kind]
     write(str(tmp_path), changed("linux", namespaces=namespaces))
@@ -116,14 +116,14 @@ def test_the_hint_for_a_namespace_that_is_missing_is_the_engines_option(tmp_path
 
 
 @pytest.mark.parametrize(("size", "role"), [(MOST, SANDBOX), (MOST + 2, SINGLE)])
-def test_the_role_of_a_bundle_is_read_up_to_a_size(tmp_path: Path, size: int, role: str) -> None:
+def test_role_is_read_from_bundles_up_to_a_size(tmp_path: Path, size: int, role: str) -> None:
     text = json.dumps({"annotations": {"io.kubernetes.cri.container-type": "sandbox"}})
     (tmp_path / "config.json").write_text(" " * (size - len(text)) + text)
     assert role_of(str(tmp_path))[0] == role
 
 
-def test_a_mount_without_optional_fields_is_one() -> None:
-    """proc(5): of the fields before the hyphen the first six are always there."""
+def test_mountinfo_line_without_optional_fields_is_parsed() -> None:
+    """proc(5): the first six fields before the hyphen always exist."""
     assert find_tmpfs("30 22 0:40 / /dev/shm rw - tmpfs shm rw,size=64k\n", "/dev/shm") == 65536
     assert find_tmpfs("30 22 0:40 / /dev/shm - tmpfs shm rw,size=64k\n", "/dev/shm") == 0
 
@@ -144,14 +144,14 @@ def test_numbers_of_pages() -> None:
 @pytest.mark.parametrize(
     ("age", "form"), [(0, "%H:%M"), (5 * 3600, "%H:%M"), (86_399, "%H:%M"), (86_400, "%b%d"), (10**12, "%b%d")]
 )
-def test_a_process_that_began_a_day_ago_is_listed_with_its_date(age: int, form: str) -> None:
+def test_process_that_started_a_day_ago_is_listed_with_its_date(age: int, form: str) -> None:
     now = 1_700_000_000.5
     [_, line] = table([Row(0, 1, 0, age, "?", 3, "sh")], now=now)
     assert line.split()[4] == time.strftime(form, time.localtime(max(now - age, 0.5)))
 
 
 @pytest.mark.parametrize(
-    ("wanted", "current", "words"),
+    ("update", "current", "words"),
     [
         ({"memory": {"swap": 5}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is not set"),
         ({"memory": {"swap": 5, "limit": 6}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is 6"),
@@ -159,17 +159,19 @@ def test_a_process_that_began_a_day_ago_is_listed_with_its_date(age: int, form: 
         ({"memory": {"kernel": 7}}, {"memory": None}, "memory.kernel cannot be changed"),
     ],
 )
-def test_limits_that_cannot_be_set(wanted: dict[str, Any], current: dict[str, Any], words: str) -> None:
+def test_limits_that_cannot_be_updated_are_refused(update: dict[str, Any], current: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=f"^update: {words}"):
-        merge(wanted, current)
+        merge(update, current)
 
 
 @pytest.mark.parametrize(
-    ("wanted", "current"),
+    ("update", "current"),
     [({"memory": {"swap": 5, "limit": 5}}, {}), ({"memory": {"kernel": 7}}, {"memory": {"kernel": 7}})],
 )
-def test_limits_that_can_be_set_or_are_set_already(wanted: dict[str, Any], current: dict[str, Any]) -> None:
-    assert merge(wanted, current) == {**wanted, **current}
+def test_limits_that_can_be_updated_or_are_unchanged_are_accepted(
+    update: dict[str, Any], current: dict[str, Any]
+) -> None:
+    assert merge(update, current) == {**update, **current}
 
 
 @pytest.mark.parametrize(
@@ -185,17 +187,17 @@ def test_numbers_of_a_guest(text: str, number: int) -> None:
     assert usage["limit"] == (number or 2**64 - 1)
 
 
-def test_nonsense_of_a_guest_is_nothing() -> None:
+def test_invalid_numbers_of_a_guest_are_ignored() -> None:
     files = {
         "memory.current": "three", "hugetlb.2MB.max": "4", "xB.current": "5", "hugetlb.1GB.current": "6",
         "memory.stat": "anon 7\nfile\nlong line 8\nno-name 9\n",
     }  # fmt: skip
-    made = convert(files)
-    assert made["memory"]["raw"] == {"anon": 7}
-    assert "usage" not in made["memory"]["usage"]
-    assert made["hugetlb"] == {"1GB": {"usage": 6, "failcnt": 0}}
+    statistics = convert(files)
+    assert statistics["memory"]["raw"] == {"anon": 7}
+    assert "usage" not in statistics["memory"]["usage"]
+    assert statistics["hugetlb"] == {"1GB": {"usage": 6, "failcnt": 0}}
 
 
-def test_an_address_in_a_list_is_translated() -> None:
+def test_address_in_a_list_is_translated() -> None:
     entry = 'PCIDEVICE_X_INFO={"0000:3b:00.0":{"peers":["0000:3b:00.0","none"]}}'
     assert translate([entry], {"0000:3b:00.0": "0000:06:00.0"}) == [entry.replace("3b", "06")]

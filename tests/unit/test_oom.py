@@ -1,4 +1,4 @@
-"""Telling a host's cgroup of a kill for memory in the guest: where that can be, and before what."""
+"""Reporting a guest's OOM kill in a cgroup of the host: where this is possible, and the order of reports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from tests.support.async_wait import until
         ({"memory.oom_control": "", "memory.limit_in_bytes": ""}, "it has no memory controller of version 2"),
     ],
 )
-def test_a_cgroup_that_cannot_be_told_is_left_alone(tmp_path: Path, files: dict[str, str], reason: str) -> None:
+def test_cgroup_that_cannot_record_an_oom_kill_is_not_changed(
+    tmp_path: Path, files: dict[str, str], reason: str
+) -> None:
     cgroup, state = tmp_path / "cgroup", tmp_path / "state"
     state.mkdir()
     (state / "cgroups").write_text(f"{cgroup}\n{tmp_path}/gone\n")
@@ -44,7 +46,7 @@ def test_a_cgroup_that_cannot_be_told_is_left_alone(tmp_path: Path, files: dict[
 
 
 class Link:
-    """As far as it is asked here."""
+    """As much of it as the test needs."""
 
     on_exit: Any = None
 
@@ -54,13 +56,13 @@ class Link:
 
 
 class Proxy:
-    """One that says how it ended."""
+    """A proxy that records its exit code."""
 
     size = None
     directions = STDIO
 
-    def __init__(self, said: list[str]) -> None:
-        self._said = said
+    def __init__(self, reports: list[str]) -> None:
+        self._said = reports
 
     async def serve(self, *_: object, **__: object) -> None: ...
 
@@ -75,28 +77,28 @@ def exec_call(container: str, process: int, descriptors: list[str]) -> Exec:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_an_end_is_told_after_what_it_came_of(fails: bool) -> None:
+def test_oom_kill_is_reported_before_the_exit(fails: bool) -> None:
     async def live() -> list[str]:
-        said: list[str] = []
+        reports: list[str] = []
         link, processes, gate = Link(), Processes(seconds=1), asyncio.Event()
         anything: Any = link
         processes.begin(anything)
-        proxies: list[Any] = [Proxy(said), Proxy(said)]
+        proxies: list[Any] = [Proxy(reports), Proxy(reports)]
         for name, proxy in zip(("c1", "c2"), proxies, strict=True):
-            await processes.launch(name, proxy, partial(exec_call, name), ended=lambda: said.append("ended"))
+            await processes.launch(name, proxy, partial(exec_call, name), ended=lambda: reports.append("ended"))
 
         async def record() -> None:
             await gate.wait()
-            said.append("recorded")
+            reports.append("recorded")
             if fails:
                 raise OSError
 
         processes.hold("c1", record())
         link.on_exit(1, 137)
         link.on_exit(2, 3)
-        assert said == ["ended", "exit 3"], "another container's end waits for nothing"
+        assert reports == ["ended", "exit 3"], "the end of another container does not wait"
         gate.set()
-        await until(lambda: len(said) == 5)
-        return said[2:]
+        await until(lambda: len(reports) == 5)
+        return reports[2:]
 
     assert virtual_time.run(live()) == ["recorded", "ended", "exit 137"]

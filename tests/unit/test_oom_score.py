@@ -44,21 +44,21 @@ def test_value_of_another_process_is_raised_and_read() -> None:
         oom_score.read(child.pid)
 
 
-@pytest.mark.parametrize("given", [None, 0, 77, -998])
-def test_plan_has_the_value_of_the_specification_or_of_the_caller(tmp_path: Path, given: int | None) -> None:
+@pytest.mark.parametrize("requested", [None, 0, 77, -998])
+def test_plan_has_the_value_of_the_specification_or_of_the_caller(tmp_path: Path, requested: int | None) -> None:
     """runc keeps the caller's value if the specification has none."""
     host = Planner(str(tmp_path))
 
     def change(spec: dict[str, Any]) -> None:
         spec["process"].pop("oomScoreAdj", None)
-        if given is not None:
-            spec["process"]["oomScoreAdj"] = given
+        if requested is not None:
+            spec["process"]["oomScoreAdj"] = requested
 
     host.write(change)
-    expected = oom_score.read() if given is None else given
-    made = host.sandbox(host.config(more=EMULATED))
-    assert (made.container.oom_score_adj, made.machine.oom_score_adj) == (expected, expected)
-    assert made.container.spec["process"].get("oomScoreAdj", 0) == expected
+    expected = oom_score.read() if requested is None else requested
+    planned = host.sandbox(host.config(more=EMULATED))
+    assert (planned.container.oom_score_adj, planned.machine.oom_score_adj) == (expected, expected)
+    assert planned.container.spec["process"].get("oomScoreAdj", 0) == expected
     joined = host.container(Room(spares=[], memory_mib=1024), host.config(more=EMULATED))
     assert joined.oom_score_adj == expected
 
@@ -72,14 +72,12 @@ def test_callers_value_is_passed_to_the_guest(tmp_path: Path) -> None:
         code = 1
         try:
             oom_score.write(1000)
-            made = host.sandbox(host.config(more=EMULATED)).container
-            code = 0 if made.inherited.oom_score_adj == made.oom_score_adj == 1000 else 2
+            container = host.sandbox(host.config(more=EMULATED)).container
+            code = 0 if container.inherited.oom_score_adj == container.oom_score_adj == 1000 else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_warning_names_both_values() -> None:
-    assert oom_score.warning(-500, 0).startswith(
-        "process.oomScoreAdj: cannot set -500 for the virtual machine, which has 0: "
-    )
+    assert oom_score.warning(-500, 0).startswith("process.oomScoreAdj: cannot set -500 for the VM, which has 0: ")

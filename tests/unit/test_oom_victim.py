@@ -1,4 +1,5 @@
-"""The process that is killed for an OOM kill in the guest: when it may have memory, and how long it is waited for."""
+"""The process that the host kernel kills to record an OOM kill of the guest: when it uses memory, and how long it is
+awaited."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ def victim(directory: Path, *, swap: bool = True) -> Path:
 
 
 def program(directory: Path, script: str) -> str:
-    made = directory / "program"
-    made.write_text(f"#!/bin/sh\n{script}\n")
-    made.chmod(0o755)
-    return str(made)
+    program = directory / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    return str(program)
 
 
 @pytest.mark.parametrize("swap", [True, False])
-def test_process_is_limited_before_it_takes_memory(tmp_path: Path, swap: bool) -> None:
+def test_process_is_limited_before_it_uses_memory(tmp_path: Path, swap: bool) -> None:
     path = victim(tmp_path, swap=swap)
     script = f"cat {path}/* >{tmp_path}/before; printf r; head -c 1 >/dev/null; cat {path}/* >{tmp_path}/after; echo $$"
     kill_in(str(path), program=program(tmp_path, f"{script} >{tmp_path}/pid"))
@@ -37,24 +38,24 @@ def test_process_is_limited_before_it_takes_memory(tmp_path: Path, swap: bool) -
     assert (path / "memory.swap.max").exists() == swap
 
 
-def test_real_program_takes_memory_when_it_is_told_to(tmp_path: Path) -> None:
-    """Here nothing limits it: it ends by itself."""
+def test_real_program_uses_memory_on_request(tmp_path: Path) -> None:
+    """Without a limit, as in this test, it exits by itself."""
     path = victim(tmp_path)
     kill_in(str(path))
     assert re.fullmatch("[0-9]+", (path / "cgroup.procs").read_text())
     assert [(path / name).read_text() for name in ("memory.max", "memory.swap.max")] == ["0", "0"]
 
 
-def test_process_that_goes_on_is_killed_and_an_error(tmp_path: Path) -> None:
+def test_process_that_continues_is_killed_and_is_an_error(tmp_path: Path) -> None:
     path = victim(tmp_path)
     with pytest.raises(OSError, match="cgroup took memory that it may not have"):
         kill_in(str(path), program=program(tmp_path, "printf r; exec sleep 60"), seconds=0.05)
 
 
-def test_process_that_ends_at_once_is_no_error(tmp_path: Path) -> None:
+def test_process_that_ends_at_once_is_not_an_error(tmp_path: Path) -> None:
     kill_in(str(victim(tmp_path)), program=program(tmp_path, "exit 0"))
 
 
-def test_cgroup_that_takes_no_process_is_an_error(tmp_path: Path) -> None:
+def test_cgroup_that_refuses_the_process_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         kill_in(f"{tmp_path}/none")

@@ -1,4 +1,4 @@
-"""Global options and the words of hot verbs, taken apart by hand."""
+"""Parsing of the global options and of the arguments of hot verbs, without argparse."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ FLAGS = {"--force": "force", "-f": "force"}
     ],
 )
 def test_command_line_is_parsed(words: list[str], options: dict[str, str], flags: set[str], rest: list[str]) -> None:
-    found = split(words, options=["root"], flags=FLAGS)
-    assert (found.options, found.flags, found.rest) == (options, flags, rest)
+    parsed = split(words, options=["root"], flags=FLAGS)
+    assert (parsed.options, parsed.flags, parsed.rest) == (options, flags, rest)
 
 
 def test_verb_ends_the_global_options() -> None:
-    found = split(["--root", "/r", "run", "--root", "x"], options=["root"], verb=True)
-    assert (found.options, found.rest) == ({"root": "/r"}, ["run", "--root", "x"])
+    options = split(["--root", "/r", "run", "--root", "x"], options=["root"], verb=True)
+    assert (options.options, options.rest) == ({"root": "/r"}, ["run", "--root", "x"])
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def test_wrong_number_of_arguments_is_refused(words: list[str], message: str) ->
 
 
 @given(st.lists(st.text(max_size=8), max_size=6))
-def test_rest_contains_only_given_words(words: list[str]) -> None:
+def test_unparsed_rest_contains_only_given_words(words: list[str]) -> None:
     try:
-        found = split(words, options=["root"], flags=FLAGS, verb=True)
+        options = split(words, options=["root"], flags=FLAGS, verb=True)
     except UsageError:
         return
-    assert all(word in words for word in found.rest)
+    assert all(word in words for word in options.rest)

@@ -1,4 +1,4 @@
-"""Commands of a user who is not root: a sentence names what cannot be read, and `hawse doctor` reports the rest."""
+"""Commands of a user who is not root: errors name what cannot be read, and `hawse doctor` reports everything else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ NOBODY = 65534
 
 
 class Guest(Command):
-    """`hawse` as another user than root; the state directory and the templates are root's, with their usual modes."""
+    """`hawse` as another user than root; the state directory and the templates belong to root and have their usual
+    modes."""
 
     def __call__(self, *words: str, options: tuple[str, ...] = ()) -> Done:
         os.seteuid(NOBODY)
@@ -33,16 +34,16 @@ class Guest(Command):
 
 @pytest.fixture
 def hawse() -> Iterator[Guest]:
-    # Not below pytest's own directory, which no other user can enter.
+    # Not below pytest's directory, which other users cannot enter.
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         os.chmod(directory, 0o755)
-        made = Guest(directory)
-        made.configure(f'[vm]\nqemu = "/none"\n[image]\ncache = "{directory}/cache"\n')
-        made.store("web").make()
-        os.chmod(made.root, 0o711)
+        guest = Guest(directory)
+        guest.configure(f'[vm]\nqemu = "/none"\n[image]\ncache = "{directory}/cache"\n')
+        guest.store("web").make()
+        os.chmod(guest.root, 0o711)
         os.makedirs(f"{directory}/cache/templates", mode=0o755)
         os.chmod(f"{directory}/cache/templates", 0o700)
-        yield made
+        yield guest
 
 
 def test_list_names_the_directory(hawse: Guest) -> None:
@@ -74,14 +75,14 @@ def test_template_list_names_the_directory(hawse: Guest) -> None:
     ],
     ids=" ".join,
 )
-def test_state_of_a_container_that_cannot_be_read_is_no_bug(hawse: Guest, words: tuple[str, ...]) -> None:
+def test_unreadable_state_is_not_reported_as_a_bug(hawse: Guest, words: tuple[str, ...]) -> None:
     done = hawse(*words)
     assert done.code == 1
     assert done.errors.startswith(f"hawse: {hawse.root}/web/")
     assert done.errors.endswith(": Permission denied [run as root]\n")
 
 
-def test_a_container_that_does_not_exist_is_reported_as_such(hawse: Guest) -> None:
+def test_missing_container_is_reported_as_such(hawse: Guest) -> None:
     assert hawse("state", "other").errors == "hawse: container does not exist: other\n"
 
 
@@ -96,14 +97,14 @@ def test_permission_error_of_root_is_still_reported_as_a_bug(monkeypatch: pytest
 def test_doctor_reports_what_it_cannot_read_and_goes_on(hawse: Guest) -> None:
     done = hawse("doctor", "--json")
     assert (done.code, done.errors) == (1, "")
-    found = {
+    lines = {
         check["name"]: (check["verdict"], check["found"], check["remedy"])
         for check in json.loads(done.output)["checks"]
     }
     templates = f"{Path(hawse.root).parent}/cache/templates"
-    assert found["templates"] == ("warning", f"{templates} cannot be read: Permission denied", "run as root")
-    assert found["sandboxes"] == ("warning", f"{hawse.root} cannot be read: Permission denied", "run as root")
-    assert {"QEMU", "jail", "IOMMU", "bindings"} < set(found)
+    assert lines["templates"] == ("warning", f"{templates} cannot be read: Permission denied", "run as root")
+    assert lines["sandboxes"] == ("warning", f"{hawse.root} cannot be read: Permission denied", "run as root")
+    assert {"QEMU", "jail", "IOMMU", "bindings"} < set(lines)
 
 
 def test_devices_are_listed_without_the_names_of_sandboxes(hawse: Guest) -> None:
@@ -114,7 +115,7 @@ def test_devices_are_listed_without_the_names_of_sandboxes(hawse: Guest) -> None
         os.seteuid(0)
 
 
-#: Every verb, in the forms that reach the host: state, configuration, cache and sysfs. ID is a container of root's.
+#: Every verb, in the forms that reach the host: state, configuration, cache and sysfs. ID is a container of root.
 COMMANDS = [
     "--help", "--version", "features", "list", "list --format json", "state ID", "state none", "devices",
     "devices --json", "doctor", "doctor --json", "doctor --repair", "spec --bundle DIR", "create --bundle BUNDLE c2",
@@ -125,12 +126,12 @@ COMMANDS = [
     "unbind 0000:00:00.0", "unbind --all", "install podman", "install docker", "install containerd", "install crio",
     "install --undo docker", "install --dry-run docker --program /bin/true", "checkpoint ID", "restore ID",
 ]  # fmt: skip
-#: What needs no right is done.
+#: Commands that need no privileges succeed.
 WORKS = ("--help", "--version", "features", "devices", "delete --force none", "install --dry-run docker")
 
 
 def as_nobody(hawse: Guest, words: list[str], directory: str) -> tuple[int, str, str]:
-    """A command of another user for good, not only of the effective id, in a forked child."""
+    """A command as another user, not only with another effective id, in a forked child."""
 
     def run() -> tuple[int, str, str]:
         os.setgroups([])
@@ -140,7 +141,7 @@ def as_nobody(hawse: Guest, words: list[str], directory: str) -> tuple[int, str,
         done = Command.__call__(hawse, *words)
         return done.code, done.output, done.errors
 
-    for name in VERBS.values():  # the project's own directory may be root's only
+    for name in VERBS.values():  # the project's directory may be accessible only to root
         importlib.import_module(f"hawse.cli.{name}")
     code, output, errors = in_child(run)
     return code, output, errors
@@ -148,8 +149,9 @@ def as_nobody(hawse: Guest, words: list[str], directory: str) -> tuple[int, str,
 
 @pytest.mark.parametrize("mode", [0o711, 0o700, 0o755], ids=oct)
 @pytest.mark.parametrize("words", COMMANDS)
-def test_every_verb_shows_what_can_be_read_or_is_a_sentence(hawse: Guest, words: str, mode: int) -> None:
-    """``mode`` is that of the directory of the containers: hawse's, one that an engine has made, and an open one."""
+def test_every_verb_shows_readable_data_or_reports_a_sentence(hawse: Guest, words: str, mode: int) -> None:
+    """``mode`` is that of the directory of the containers: hawse's own, one that an engine has created, and an open
+    one."""
     parent = str(Path(hawse.root).parent)
     os.chmod(hawse.root, mode)
     os.makedirs(f"{parent}/bundle/rootfs")
@@ -180,8 +182,8 @@ def test_every_verb_is_among_the_commands() -> None:
     assert set(VERBS) <= {words.split()[0] for words in COMMANDS}
 
 
-def test_list_shows_what_can_be_read_and_names_the_rest(hawse: Guest) -> None:
-    """Below a directory of another engine's, which everybody may list."""
+def test_list_shows_readable_containers_and_names_the_others(hawse: Guest) -> None:
+    """Below a directory of another engine, which every user may list."""
     os.chmod(hawse.root, 0o755)
     store = hawse.store("open")
     store.make()
@@ -193,7 +195,7 @@ def test_list_shows_what_can_be_read_and_names_the_rest(hawse: Guest) -> None:
 
 
 @pytest.mark.parametrize("words", ["list", "devices", "state web", "create c2"])
-def test_configuration_and_log_that_are_roots_are_named(hawse: Guest, words: str) -> None:
+def test_unreadable_configuration_and_log_are_named(hawse: Guest, words: str) -> None:
     os.chmod(hawse.config, 0o600)
     parent = str(Path(hawse.root).parent)
     code, _, errors = as_nobody(hawse, ["--log", f"{parent}/log", *words.split()], "/")

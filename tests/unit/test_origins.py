@@ -1,4 +1,4 @@
-"""Where the sources of bind mounts are, and whether one is in the other."""
+"""The location of the sources of bind mounts in their file systems, and whether one source contains another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which layers and options a mount of type overlay asks for, as the kernel takes its options apart."""
+"""Layers and options of a mount of type overlay, parsed as by the kernel."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def overlay(*lowers: str, upper: str = "/u", work: str = "/w", options: tuple[tu
         (["lowerdir=/a,upperdir=/u", "workdir=/w"], overlay("/a"), []),
         (["lowerdir=/a:/b:/c", *RW], overlay("/a", "/b", "/c"), []),
         (["lowerdir=/a\\:b:/c\\\\d", *RW], overlay("/a:b", "/c\\d"), []),
-        # Podman splits its options at each comma, also at one that it has escaped.
+        # Podman splits its options at each comma, even at an escaped one.
         (["lowerdir=/a\\", "b", *RW], overlay("/a,b"), []),
         (["lowerdir=/a", "upperdir=/u\\,\\:x", "workdir=/w\\", "y"], overlay("/a", upper="/u,:x", work="/w,y"), []),
         (["lowerdir=/a=b c", *RW], overlay("/a=b c"), []),
@@ -48,9 +48,7 @@ def overlay(*lowers: str, upper: str = "/u", work: str = "/w", options: tuple[tu
         (["lowerdir=/a\\"], None, []),
     ],
 )  # fmt: skip
-def test_layers_are_those_that_the_kernel_would_take(
-    options: list[str], layers: Overlay | None, flags: list[str]
-) -> None:
+def test_layers_are_parsed_as_by_the_kernel(options: list[str], layers: Overlay | None, flags: list[str]) -> None:
     if layers is None:
         with pytest.raises(ConfigError, match="without an upper directory"):
             read("mounts[0]", options, readonly=False)
@@ -85,7 +83,7 @@ def test_layers_are_those_that_the_kernel_would_take(
         (["lowerdir=/a,b", *RW], "'b' is no option"),
     ],
 )
-def test_what_hawse_cannot_mount_is_refused_by_the_option(options: list[str], words: str) -> None:
+def test_unsupported_overlay_is_refused_with_its_option(options: list[str], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read("config.json: mounts[3]", options, readonly=False)
     assert caught.value.message.startswith("config.json: mounts[3].options: ")
@@ -93,7 +91,7 @@ def test_what_hawse_cannot_mount_is_refused_by_the_option(options: list[str], wo
     assert caught.value.hint
 
 
-def test_key_is_of_all_that_the_overlay_is() -> None:
+def test_key_depends_on_all_properties_of_the_overlay() -> None:
     different = [
         overlay("/a"), overlay("/a", "/b"), overlay("/a", upper="/v"), overlay("/a", work="/v"),
         overlay("/a", options=(("volatile", ""),)), overlay("/a:/b"),
@@ -128,8 +126,8 @@ def test_overlay_is_shared_and_bound_with_the_mounts_flags(tmp_path: Path) -> No
 def test_overlay_and_forwarded_socket_have_places_for_programs_of_the_host(tmp_path: Path) -> None:
     """A second mount of an overlay would disturb it: programs of the host find an empty directory."""
     host = Planner(str(tmp_path))
-    with socket.socket(socket.AF_UNIX) as made:
-        made.bind(f"{tmp_path}/socket")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(f"{tmp_path}/socket")
         host.write(
             lambda spec: spec.update(
                 mounts=[

@@ -305,14 +305,14 @@ def test_modes_and_owners_of_packages_are_kept(tmp_path: Path) -> None:
 def test_only_wanted_files_are_unpacked(tmp_path: Path) -> None:
     names = [f"./usr/share/doc/{name}" for name in ("a", "b")]
     one = package(tmp_path / "one.deb", *(file(name, b"") for name in names))
-    asked: list[str] = []
+    paths: list[str] = []
 
     def wanted(name: str) -> bool:
-        asked.append(name)
+        paths.append(name)
         return name.endswith("b")
 
-    unpack([one], f"{tmp_path}/into", wanted=wanted)
-    assert asked == ["usr/share/doc/a", "usr/share/doc/b"]
+    unpack([one], f"{tmp_path}/into", select=wanted)
+    assert paths == ["usr/share/doc/a", "usr/share/doc/b"]
     assert os.listdir(tmp_path / "into/usr/share/doc") == ["b"]
 
 

@@ -1,4 +1,4 @@
-"""The descriptor of a process, sent to an engine as runc sends it."""
+"""The pidfd of a process, sent to an engine as runc does."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hawse.errors import HostError
 from tests.support.patience import patience
 
 
-def test_the_engine_gets_a_descriptor_that_is_the_process(tmp_path: Path) -> None:
-    """It accepts when the command has ended already."""
+def test_engine_gets_a_pidfd_of_the_process(tmp_path: Path) -> None:
+    """The engine accepts the connection after the command has ended."""
     path = str(tmp_path / "socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, subprocess.Popen(["sleep", "100"]) as process:
         listener.bind(path)
@@ -35,11 +35,11 @@ def test_the_engine_gets_a_descriptor_that_is_the_process(tmp_path: Path) -> Non
         assert process.wait(patience(3)) == -signal.SIGKILL
 
 
-def test_without_the_option_nothing_is_sent() -> None:
+def test_nothing_is_sent_without_the_option() -> None:
     send(None, os.getpid(), FIRST)
 
 
-def test_a_socket_that_nobody_listens_at_is_named(tmp_path: Path) -> None:
+def test_socket_without_a_listener_is_named(tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     with pytest.raises(HostError, match=f"^cannot send the pidfd to the socket {path}: No such file or directory$"):
         send(path, os.getpid(), FIRST)
@@ -47,7 +47,7 @@ def test_a_socket_that_nobody_listens_at_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", [create, run, execute])
 @pytest.mark.parametrize("words", [["--pidfd-socket", "/s"], ["--pidfd-socket=/s"]])
-def test_the_verbs_that_make_a_process_take_the_option(verb: object, words: list[str]) -> None:
+def test_verbs_that_start_a_process_have_the_option(verb: object, words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     verb.configure(parser)  # type: ignore[attr-defined]
     assert parser.parse_args([*words, "c1"]).pidfd_socket == "/s"

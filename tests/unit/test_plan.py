@@ -1,4 +1,4 @@
-"""From a bundle and the configuration to a plan: what each field of them decides."""
+"""The plan from a bundle and the configuration: the effect of each field."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ def host(tmp_path: Path) -> Planner:
 
 
 def test_plain_container(host: Planner) -> None:
-    made = host.sandbox(timeline="/t.json")
-    container = made.container
+    planned = host.sandbox(timeline="/t.json")
+    container = planned.container
     assert (container.id, container.bundle, container.rootfs) == ("c1", host.bundle, f"{host.bundle}/rootfs")
     assert (container.annotations, container.plugs, container.nodes) == ({}, [], [])
     assert (container.binds, container.native) == ([], {})
-    assert (made.pod, made.timeline, container.owner, container.network) == (False, "/t.json", "root", "")
+    assert (planned.pod, planned.timeline, container.owner, container.network) == (False, "/t.json", "root", "")
     assert container.spec["process"]["env"] == ["PATH=/bin:/usr/bin"]
     assert [share.name for share in container.shares] == ["rootfs", "modules"]
     assert [share.common for share in container.shares] == [False, False]
     modules = container.shares[1]
     assert (modules.source, modules.readonly) == (f"{host.cache}/images/d1/modules", True)
-    machine, shape = made.machine, made.machine.shape
+    machine, shape = planned.machine, planned.machine.shape
     assert (machine.modules, machine.load_modules) == ("c1/modules", [])
     assert (shape.memory_mib, shape.cpus, machine.page_kib, shape.accel) == (1024, 2, 0, "tcg")
     assert shape.kernel == f"{host.cache}/images/d1/vmlinux"
     assert shape.machine_properties == {"hpet", "usb"}
-    assert len(made.ports) == 4
+    assert len(planned.ports) == 4
     assert host.said.warnings == []
 
 
 def test_container_without_optional_sections(host: Planner) -> None:
-    """Of linux only namespaces are needed; env, mounts and annotations may be missing."""
+    """Only the namespaces of linux are required; env, mounts and annotations may be missing."""
 
     def change(spec: dict[str, Any]) -> None:
         spec["linux"] = {"namespaces": [{"type": "network"}, {"type": "mount"}]}
         del spec["mounts"], spec["process"]["env"], spec["hostname"]
 
     host.write(change)
-    made = host.sandbox()
-    assert (made.container.spec["process"]["env"], made.container.cgroup.path) == ([], "")
+    planned = host.sandbox()
+    assert (planned.container.spec["process"]["env"], planned.container.cgroup.path) == ([], "")
 
 
 class TestSize:
-    """Limits make the machine larger than the configuration says."""
+    """Limits that make the VM larger than configured."""
 
     @pytest.mark.parametrize(
         ("change", "size"),
@@ -87,25 +87,25 @@ class TestSize:
     @pytest.mark.parametrize(
         ("quota", "period", "cpus"), [(150_000, None, 2), (150_000, 50_000, 3), (100_000, 100_000, 1), (0, 1000, 1)]
     )
-    def test_quota_is_by_its_period(self, host: Planner, quota: int, period: int | None, cpus: int) -> None:
+    def test_quota_is_divided_by_its_period(self, host: Planner, quota: int, period: int | None, cpus: int) -> None:
         host.write(limited(cpu={"quota": quota} | ({"period": period} if period else {})))
         expected = min(cpus, os.cpu_count() or 1)
         assert host.sandbox(host.config(vm="cpus = 1")).machine.shape.cpus == expected
 
     @pytest.mark.parametrize(("period", "cpus"), [("", 2), ("200000", 1)])
-    def test_quota_of_a_pod_is_by_the_pods_period(self, host: Planner, period: str, cpus: int) -> None:
-        """The sandbox's own process has limits of its own, which say nothing of the containers."""
-        told = {"io.kubernetes.cri.sandbox-cpu-quota": "200000", "io.kubernetes.cri.sandbox-cpu-period": period}
+    def test_quota_of_a_pod_is_divided_by_the_period_of_the_pod(self, host: Planner, period: str, cpus: int) -> None:
+        """The limits of the sandbox's own process do not concern the containers."""
+        annotations = {"io.kubernetes.cri.sandbox-cpu-quota": "200000", "io.kubernetes.cri.sandbox-cpu-period": period}
 
         def change(spec: dict[str, Any]) -> None:
-            annotated(CRI | {key: value for key, value in told.items() if value})(spec)
+            annotated(CRI | {key: value for key, value in annotations.items() if value})(spec)
             limited(cpu={"quota": 5, "period": 1_000_000}, memory={"limit": MIB})(spec)
 
         host.write(change)
         assert host.sandbox(host.config(vm="cpus = 1")).machine.shape.cpus == min(cpus, os.cpu_count() or 1)
 
-    def test_limit_that_this_host_has_no_memory_for_is_warned_of(self, host: Planner) -> None:
-        """One that is all of the host's memory, or more, is none."""
+    def test_limit_above_the_memory_of_the_host_is_a_warning(self, host: Planner) -> None:
+        """A limit of all of the host's memory or more counts as no limit."""
         mib = host_size()["host_mib"]
         for limit, warned in ((mib - 1, True), (mib, False), (512, False)):
             host.write(limited(memory={"limit": limit * MIB}))
@@ -127,7 +127,7 @@ class TestSize:
         with pytest.raises(ConfigError, match=words):
             host.sandbox(host.config(vm=vm))
 
-    def test_memory_beyond_the_hosts_is_warned_of(self, host: Planner) -> None:
+    def test_memory_above_that_of_the_host_is_a_warning(self, host: Planner) -> None:
         host.sandbox(host.config(vm="memory_mib = 4194304"))
         assert any(text.startswith("vm.memory_mib: ") for text in host.said.warnings)
 
@@ -141,16 +141,16 @@ class TestSize:
             ({"cpus": ""}, "", 2),
         ],
     )
-    def test_cpus_are_those_of_the_list(self, host: Planner, cpu: dict[str, Any], vm: str, cpus: int) -> None:
+    def test_cpus_are_those_of_the_cpuset(self, host: Planner, cpu: dict[str, Any], vm: str, cpus: int) -> None:
         host.write(limited(cpu=cpu))
         assert host.sandbox(host.config(vm=vm)).machine.shape.cpus == cpus
 
-    def test_hugepages_of_the_annotation_are_beside_all_else(self, host: Planner) -> None:
+    def test_hugepages_of_the_annotation_are_added_to_the_memory(self, host: Planner) -> None:
         host.write(annotated({"hawse.hugepages": "2MB:512"}))
-        made = host.sandbox()
-        assert (made.container.hugepages, made.machine.shape.memory_mib) == ([(2048, 512)], 2048)
+        planned = host.sandbox()
+        assert (planned.container.hugepages, planned.machine.shape.memory_mib) == ([(2048, 512)], 2048)
 
-    def test_memory_of_hugepages_that_the_host_has_not(self, host: Planner) -> None:
+    def test_missing_hugepages_of_the_host_are_an_error(self, host: Planner) -> None:
         with pytest.raises(HostError, match="takes 4096 huge pages of 1GB"):
             host.sandbox(host.config(vm='hugepages = "1GB"\nmemory_mib = 4194304'))
 
@@ -160,13 +160,13 @@ class TestRoles:
 
     def test_pod_has_ports_for_the_devices_of_its_containers(self, host: Planner) -> None:
         host.write(annotated(CRI))
-        made = host.sandbox(host.config(more="[devices]\npod_window_mib = 64"))
-        assert made.pod
-        assert len(made.ports) == 16
-        assert [port.bridge for port in made.ports].count(True) == 2
-        assert {port.prefetchable for port in made.ports} == {64 * MIB}
+        planned = host.sandbox(host.config(more="[devices]\npod_window_mib = 64"))
+        assert planned.pod
+        assert len(planned.ports) == 16
+        assert [port.bridge for port in planned.ports].count(True) == 2
+        assert {port.prefetchable for port in planned.ports} == {64 * MIB}
 
-    def test_podmans_pod_is_known_by_its_program(self, host: Planner) -> None:
+    def test_pod_of_podman_is_recognized_by_its_program(self, host: Planner) -> None:
         def change(spec: dict[str, Any]) -> None:
             annotated({"io.container.manager": "libpod"})(spec)
             spec["process"]["args"] = ["/catatonit", "-P"]
@@ -181,49 +181,49 @@ class TestDevices:
     @pytest.mark.parametrize("config", [EMULATED, COLD])
     def test_group_is_plugged(self, host: Planner, config: str) -> None:
         host.write(lambda spec: add_devices(spec, NODES))
-        made = host.sandbox(host.config(more=config))
-        [step] = made.container.plugs
+        planned = host.sandbox(host.config(more=config))
+        [step] = planned.container.plugs
         assert (step.group, step.cold) == (5, config == COLD)
-        assert [node.path for node in made.container.nodes] == ["/dev/vfio/vfio", "/dev/vfio/5"]
-        assert list(made.machine.shape.cold) == (step.commands if config == COLD else [])
-        assert (made.machine.template is None) is (config == COLD)
+        assert [node.path for node in planned.container.nodes] == ["/dev/vfio/vfio", "/dev/vfio/5"]
+        assert list(planned.machine.shape.cold) == (step.commands if config == COLD else [])
+        assert (planned.machine.template is None) is (config == COLD)
         assert any(f"emulated edu is {step.guest_address} in the guest" in text for text in host.said.details)
 
-    def test_machine_without_devices_has_a_template_whatever_the_plugging(self, host: Planner) -> None:
+    def test_vm_without_devices_has_a_template_with_either_plug_mode(self, host: Planner) -> None:
         assert host.sandbox(host.config(more=COLD)).machine.template is not None
 
     @pytest.mark.parametrize("pod", [False, True])
     def test_annotation_names_a_group(self, host: Planner, pod: bool) -> None:
         host.write(annotated({"hawse.devices": "6"} | (CRI if pod else {})))
-        made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.container.plugs] == [6, 6]
-        assert {node.path for node in made.container.nodes} == {"/dev/vfio/vfio", "/dev/vfio/6"}
+        planned = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in planned.container.plugs] == [6, 6]
+        assert {node.path for node in planned.container.nodes} == {"/dev/vfio/vfio", "/dev/vfio/6"}
 
     @pytest.mark.parametrize("native", [False, True])
     def test_device_mode_leaves_devices_to_the_guests_drivers(self, host: Planner, native: bool) -> None:
         host.write(annotated({"hawse.device-mode": "guest-kernel"} if native else {}, *NODES))
-        made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.container.plugs] == [5]
+        planned = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in planned.container.plugs] == [5]
         rights = {5: {"fileMode": 0o666, "uid": 0, "gid": 0}}
-        assert made.container.native == (rights if native else {})
-        assert bool(made.container.nodes) is not native
-        drivers = [share.source for share in made.container.shares if share.name == "drivers"]
+        assert planned.container.native == (rights if native else {})
+        assert bool(planned.container.nodes) is not native
+        drivers = [share.source for share in planned.container.shares if share.name == "drivers"]
         assert drivers == ([f"{host.cache}/images/d1/drivers"] if native else [])
 
-    def test_privileged_container_goes_without_what_cannot_be_passed(self, host: Planner) -> None:
+    def test_privileged_container_omits_groups_that_cannot_be_passed(self, host: Planner) -> None:
         def change(spec: dict[str, Any]) -> None:
             add_devices(spec, [*NODES, ("/dev/vfio/999999", 4095, 7)])
             spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
 
         host.write(change)
-        made = host.sandbox(host.config(more=EMULATED))
-        assert [step.group for step in made.container.plugs] == [5]
-        devices = made.container.spec["linux"]["devices"]
+        planned = host.sandbox(host.config(more=EMULATED))
+        assert [step.group for step in planned.container.plugs] == [5]
+        devices = planned.container.spec["linux"]["devices"]
         assert [device["path"] for device in devices] == ["/dev/vfio/vfio", "/dev/vfio/5"]
         [warning] = host.said.warnings
         assert "/dev/vfio/999999" in warning
 
-    def test_privileged_container_with_all_devices_warns_of_nothing(self, host: Planner) -> None:
+    def test_privileged_container_with_all_devices_causes_no_warning(self, host: Planner) -> None:
         def change(spec: dict[str, Any]) -> None:
             add_devices(spec, NODES)
             spec["linux"]["resources"]["devices"] = [{"allow": True, "access": "rwm"}]
@@ -256,7 +256,7 @@ class TestDevices:
 
 
 class TestNotes:
-    """What the user is told of the specification."""
+    """Messages to the user about the specification."""
 
     def test_field_without_effect_is_a_warning_or_a_detail(self, host: Planner) -> None:
         def change(spec: dict[str, Any]) -> None:
@@ -274,7 +274,7 @@ class TestNotes:
         host.write(lambda spec: spec["linux"].update({"cgroupsPath": written}))
         assert host.sandbox(systemd=systemd).container.cgroup.path == path
 
-    def test_network_of_the_engine_is_looked_at_first(self, host: Planner) -> None:
+    def test_network_of_the_engine_is_checked_first(self, host: Planner) -> None:
         def change(spec: dict[str, Any]) -> None:
             spec["linux"]["namespaces"] = [{"type": kind} for kind in ("mount", "uts")]
             spec["linux"]["namespaces"].append({"type": "network", "path": path})
@@ -289,8 +289,9 @@ class TestNotes:
             host.sandbox()
 
 
-def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> None:
-    """The guest's file systems are empty there; of the guest kernel's own files only the mount points are made."""
+def test_programs_of_the_host_see_the_shared_files(host: Planner) -> None:
+    """File systems of the guest are empty there; for paths that only the guest has, just the mount points are
+    created."""
     Path(f"{host.directory}/directory").mkdir()
     Path(f"{host.directory}/file").touch()
 
@@ -320,7 +321,7 @@ def test_programs_of_the_host_are_shown_what_the_host_shares(host: Planner) -> N
     assert shown(host.sandbox().container) == [{"destination": "/dev", "type": "tmpfs"}]
 
 
-def test_example_is_a_container(host: Planner) -> None:
+def test_example_is_a_complete_container(host: Planner) -> None:
     """`hawse spec` and an empty root file system are enough."""
     host.write(lambda spec: spec.update(example()))
     assert host.sandbox().container.spec["root"]["readonly"] is True

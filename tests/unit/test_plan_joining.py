@@ -1,4 +1,4 @@
-"""The plan of a container that joins a sandbox, whose machine runs already."""
+"""The plan of a container that joins a sandbox whose VM runs already."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def spare(name: str, bus: int, *, bridge: bool = False) -> Port:
 def test_groups_get_different_ports(host: Planner) -> None:
     host.write(annotated({"hawse.devices": "5,7"}))
     room = Room(spares=[spare("port1", 1), spare("port2", 2)], memory_mib=1024)
-    made = host.container(room, host.config(more=EMULATED))
-    assert [(step.group, step.bus, step.cold) for step in made.plugs] == [(5, "port1", False), (7, "port2", False)]
+    container = host.container(room, host.config(more=EMULATED))
+    assert [(step.group, step.bus, step.cold) for step in container.plugs] == [(5, "port1", False), (7, "port2", False)]
     assert host.said.warnings == []
-    assert not isinstance(made, SandboxPlan)
+    assert not isinstance(container, SandboxPlan)
 
 
 def test_groups_without_a_port_are_an_error(host: Planner) -> None:
@@ -49,7 +49,7 @@ def test_group_of_another_container_is_shared(host: Planner) -> None:
 
 
 @pytest.mark.parametrize(("devices", "warned"), [("5", True), ("", False)])
-def test_cold_plugging_comes_too_late(host: Planner, devices: str, warned: bool) -> None:
+def test_cold_plugging_is_refused(host: Planner, devices: str, warned: bool) -> None:
     host.write(annotated({"hawse.devices": devices}))
     host.container(Room(spares=[spare("port1", 1)]), host.config(more=COLD))
     assert any("devices.plug is cold" in text for text in host.said.warnings) is warned
@@ -57,11 +57,11 @@ def test_cold_plugging_comes_too_late(host: Planner, devices: str, warned: bool)
 
 @pytest.mark.parametrize("cpu", [{"cpus": "0"}, {"mems": "0"}, {"shares": 2}])
 def test_cpus_of_the_host_are_for_its_cgroup(host: Planner, cpu: dict[str, Any]) -> None:
-    """The sandbox's follows them when the container is created."""
+    """The CPUs of the sandbox's cgroup are changed when the container is created."""
     host.write(limited(cpu=cpu))
-    made = host.container(Room(spares=[], memory_mib=1024))
-    assert (made.cgroup.limits.cpus, made.cgroup.limits.mems) == (cpu.get("cpus", ""), cpu.get("mems", ""))
-    assert "cpus" not in made.spec["linux"]["resources"]["cpu"]
+    container = host.container(Room(spares=[], memory_mib=1024))
+    assert (container.cgroup.limits.cpus, container.cgroup.limits.mems) == (cpu.get("cpus", ""), cpu.get("mems", ""))
+    assert "cpus" not in container.spec["linux"]["resources"]["cpu"]
     assert host.said.warnings == []
 
 
@@ -84,7 +84,7 @@ def test_lists_of_cpus_are_checked_before_anything_is_started(host: Planner, cpu
     assert words in first.value.message
 
 
-def test_limit_that_the_machine_is_too_small_for(host: Planner) -> None:
+def test_limit_above_the_memory_of_the_vm_is_refused(host: Planner) -> None:
     host.write(limited(memory={"limit": 300 * MIB}))
     with pytest.raises(ConfigError, match=r"^linux\.resources.memory.limit: 300 MiB are more than the virtual machine"):
         host.container(Room(spares=[], memory_mib=256))

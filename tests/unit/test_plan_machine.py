@@ -1,4 +1,4 @@
-"""The machine of a plan: what the configuration and the host's programs decide, and which template it has."""
+"""The VM of a plan: the influence of the configuration and of the host's programs, and the VM's template."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def host(tmp_path: Path) -> Planner:
 
 
 class TestMachine:
-    """What the configuration and the host's programs decide."""
+    """The influence of the configuration and of the host's programs."""
 
     @pytest.mark.parametrize(
         ("share", "able", "expected"),
         [("auto", True, "virtiofs"), ("virtiofs", True, "virtiofs"), ("9p", True, "9p"), ("auto", False, "9p")],
     )
-    def test_files_are_shared_by(self, host: Planner, share: str, able: bool, expected: str) -> None:
+    def test_share_of_the_plan(self, host: Planner, share: str, able: bool, expected: str) -> None:
         make_qemu(host.qemu, devices=[name for name in DEVICES if able or name != "vhost-user-fs-pci"])
         machine = host.sandbox(host.config(vm=f'share = "{share}"')).machine
         assert machine.shape.share == expected
@@ -41,16 +41,16 @@ class TestMachine:
             ("10.0.0", "9p", False), ("7.2.0", "auto", False), ("7.2.0", "virtiofs", False),
         ],
     )  # fmt: skip
-    def test_qemu_that_makes_no_special_files_is_warned_of(
+    def test_qemu_that_creates_no_special_files_is_a_warning(
         self, host: Planner, version: str, share: str, warned: bool
     ) -> None:
-        """Only where it is QEMU that makes the files of containers."""
+        """Only if QEMU creates the files of containers."""
         make_qemu(host.qemu, version=version)
         host.sandbox(host.config(vm=f'share = "{share}"'))
         expected = f"vm.share: files are shared by 9p, and QEMU {version} makes no FIFOs and UNIX sockets in them"
         assert any(text.startswith(expected) for text in host.said.warnings) is warned
 
-    def test_virtiofs_that_is_configured_and_cannot_be(self, host: Planner) -> None:
+    def test_configured_virtiofs_that_is_unavailable_is_an_error(self, host: Planner) -> None:
         make_qemu(host.qemu, devices=[name for name in DEVICES if name != "vhost-user-fs-pci"])
         with pytest.raises(HostError, match="no virtiofsd was found"):
             host.sandbox(host.config(vm='share = "virtiofs"'))
@@ -58,13 +58,14 @@ class TestMachine:
     @pytest.mark.parametrize(
         ("vm", "boot", "device"), [("", 180, 120), ("boot_seconds = 7\ndevice_seconds = 0.5", 7, 0.5)]
     )
-    def test_patience(self, host: Planner, vm: str, boot: float, device: float) -> None:
+    def test_timeouts_without_kvm_and_as_configured(self, host: Planner, vm: str, boot: float, device: float) -> None:
         """Less than 240 s without KVM, after which Podman gives up without a reason."""
         machine = host.sandbox(host.config(vm=vm)).machine
         assert (machine.boot_seconds, machine.device_seconds) == (boot, device)
 
-    def test_each_start_without_kvm_is_warned_of(self, host: Planner) -> None:
-        """QEMU does not consider its TCG a security boundary. The first start tries KVM, the second knows."""
+    def test_each_start_without_kvm_is_a_warning(self, host: Planner) -> None:
+        """QEMU does not consider its TCG a security boundary. The first start tries KVM, the second uses the cached
+        result."""
         config = host.config(vm='accel = "auto"')
         for _ in range(2):
             assert host.sandbox(config).machine.shape.accel == "tcg"
@@ -74,7 +75,7 @@ class TestMachine:
             )
             assert 'set vm.accel = "kvm" to refuse that' in text
 
-    def test_tcg_that_is_configured_is_not_warned_of(self, host: Planner) -> None:
+    def test_configured_tcg_causes_no_warning(self, host: Planner) -> None:
         assert host.sandbox(host.config(vm='accel = "tcg"')).machine.shape.accel == "tcg"
         assert host.said.warnings == []
 
@@ -84,15 +85,19 @@ class TestMachine:
         assert caught.value.hint.startswith("run on a host whose KVM works")
 
     @pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="where there is no KVM nothing is tried")
-    def test_guests_that_run_with_kvm_are_not(self, host: Planner) -> None:
+    def test_vm_uses_kvm_if_a_guest_runs_with_it(self, host: Planner) -> None:
         answers = Path(host.qemu).read_text().partition("\n")[2]
         make_program(host.qemu, f"case $* in *accel=kvm*) echo Linux version 6; exit;; esac\n{answers}")
-        made = host.sandbox(host.config(vm='accel = "auto"'))
-        assert (made.machine.shape.accel, made.machine.boot_seconds, made.machine.device_seconds) == ("kvm", 30, 15)
+        planned = host.sandbox(host.config(vm='accel = "auto"'))
+        assert (planned.machine.shape.accel, planned.machine.boot_seconds, planned.machine.device_seconds) == (
+            "kvm",
+            30,
+            15,
+        )
         assert host.said.warnings == []
 
-    def test_machine_of_the_configuration_alone(self, host: Planner) -> None:
-        """As `hawse template build` makes it: the one of most containers."""
+    def test_vm_without_a_bundle(self, host: Planner) -> None:
+        """As `hawse template build` plans it: the VM of most containers."""
         machine, notes = plan_machine(host.load(host.config(vm="memory_mib = 512\ncpus = 3")), [])
         assert (machine.shape.memory_mib, machine.shape.cpus) == (512, 3)
         assert machine.shape.bridges == host.sandbox().machine.shape.bridges
@@ -100,43 +105,43 @@ class TestMachine:
 
 
 class TestTemplate:
-    """Whether the machine's template is used, made, or neither."""
+    """Whether the VM's template is used, created, or neither."""
 
     def make(self, host: Planner) -> str:
-        """The machine's template; its directory."""
+        """The VM's template; returns its directory."""
         machine = host.sandbox().machine
         assert machine.template is not None
         assert not machine.template.usable
         return keep_template(host.cache, machine.template.digest, machine)
 
-    def test_whole_one_is_used_and_kept_the_longer(self, host: Planner) -> None:
+    def test_complete_template_is_used_and_kept_longer(self, host: Planner) -> None:
         directory = self.make(host)
         os.utime(f"{directory}/checked", (1, 1))
-        found = host.sandbox().machine.template
-        assert found is not None
-        assert (found.usable, found.cache) == (True, host.cache)
+        template = host.sandbox().machine.template
+        assert template is not None
+        assert (template.usable, template.cache) == (True, host.cache)
         assert os.stat(f"{directory}/checked").st_mtime > 1
         assert host.said.warnings == []
 
     @pytest.mark.parametrize(
         ("age", "limit", "usable"), [(23, 24, True), (25, 24, False), (-1, 24, False), (25, 0, True), (25, 26, True)]
     )
-    def test_one_that_is_too_old_is_replaced(self, host: Planner, age: int, limit: int, usable: bool) -> None:
-        """Sandboxes of one template share kernel addresses. A template of the future has an unknown age."""
+    def test_template_that_is_too_old_is_replaced(self, host: Planner, age: int, limit: int, usable: bool) -> None:
+        """Sandboxes of one template share kernel addresses. The age of a template from the future is unknown."""
         manifest = Path(self.make(host), "manifest.json")
         content = json.loads(manifest.read_text())
         manifest.write_text(json.dumps(content | {"created": time.time() - age * 3600}))
-        found = host.sandbox(host.config(more=f"[template]\nmax_age_hours = {limit}")).machine.template
-        assert found is not None
-        assert found.usable is usable
+        template = host.sandbox(host.config(more=f"[template]\nmax_age_hours = {limit}")).machine.template
+        assert template is not None
+        assert template.usable is usable
         assert host.said.warnings == []
 
-    def test_damaged_one_is_made_again(self, host: Planner) -> None:
+    def test_damaged_template_is_created_again(self, host: Planner) -> None:
         directory = self.make(host)
         Path(f"{directory}/state").write_text("other")
-        found = host.sandbox().machine.template
-        assert found is not None
-        assert not found.usable
+        template = host.sandbox().machine.template
+        assert template is not None
+        assert not template.usable
         [warning] = host.said.warnings
         assert warning.startswith("this start is a cold one: the template ")
 
@@ -146,5 +151,5 @@ class TestTemplate:
         assert host.sandbox().machine.template is None
         assert "others may write" in host.said.warnings[0]
 
-    def test_configuration_turns_them_off(self, host: Planner) -> None:
+    def test_configuration_disables_templates(self, host: Planner) -> None:
         assert host.sandbox(host.config(more="[template]\nenabled = false")).machine.template is None

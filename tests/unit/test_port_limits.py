@@ -85,8 +85,8 @@ def test_io_windows_go_to_the_groups_that_need_them_first(with_io: int, without:
     needed = [f"port{number}" for number in range(without, without + with_io)]
     spares = [f"port{number}" for number in range(without + with_io, 16)]
     bridged = [name for name in spares if name in ("port14", "port15")]
-    given = [*needed, *[*bridged, *(name for name in spares if name not in bridged)][: 10 - with_io]]
-    assert set(io_ports(plan)) == set(given)
+    with_windows = [*needed, *[*bridged, *(name for name in spares if name not in bridged)][: 10 - with_io]]
+    assert set(io_ports(plan)) == set(with_windows)
     assert [port.name for port in plan.ports if port.io] == io_ports(plan)
     assert [port.name for port in plan.ports if port.bridge] == bridged
 

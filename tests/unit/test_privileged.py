@@ -1,4 +1,4 @@
-"""What a privileged container has of the host's VFIO devices, and that others are told of each that is in the way."""
+"""VFIO devices of the host in a privileged container, and the messages about devices that cannot be passed."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ NONE = DeviceRule(allow=False, access="rwm")
         ([ALL, DeviceRule(allow=False, type="c", major=511, access="rwm")], True),
     ],
 )
-def test_a_container_is_privileged_where_the_last_rule_for_all_allows_all(
+def test_container_is_privileged_if_the_last_rule_for_all_devices_allows_all(
     rules: list[DeviceRule], expected: bool
 ) -> None:
-    """As runc has it: a rule of type a is for all devices, whatever its numbers and its access."""
+    """As in runc: a rule of type a applies to all devices, whatever its numbers and its access."""
     assert allows_all(rules) is expected
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> FakeSysfs:
-    """Group 7 can be passed, and group 8 by its device file too; 9 is not viable, 10 is gone from its node."""
-    made = FakeSysfs(str(tmp_path))
+    """Group 7 can be passed, and group 8 also by its device file; 9 is not viable, the device of 10 was removed."""
+    sysfs = FakeSysfs(str(tmp_path))
     for number, driver in ((7, "vfio-pci"), (8, "vfio-pci"), (9, "vfio-pci"), (10, "vfio-pci")):
-        made.function(f"0000:{number:02x}:00.0", group=number, driver=driver)
-        made.node(number, 240, number)
-    made.device_file("0000:08:00.0", 0, 510, 0)
-    made.function("0000:09:00.1", group=9, driver="ixgbe")
+        sysfs.function(f"0000:{number:02x}:00.0", group=number, driver=driver)
+        sysfs.node(number, 240, number)
+    sysfs.device_file("0000:08:00.0", 0, 510, 0)
+    sysfs.function("0000:09:00.1", group=9, driver="ixgbe")
     (tmp_path / "dev/vfio/10").unlink()
-    return made
+    return sysfs
 
 
 def node(path: str, major: int, minor: int) -> Device:
@@ -80,7 +80,7 @@ NODES = [
 ]
 
 
-def test_groups_that_cannot_be_passed_are_left_out_and_named(host: FakeSysfs) -> None:
+def test_groups_that_cannot_be_passed_are_omitted_and_named(host: FakeSysfs) -> None:
     looked_at: list[list[int]] = []
 
     def check(groups: Sequence[Group]) -> None:
@@ -93,11 +93,13 @@ def test_groups_that_cannot_be_passed_are_left_out_and_named(host: FakeSysfs) ->
     ]  # fmt: skip
     assert list(left_out) == ["/dev/vfio/9", "/dev/vfio/10", "/dev/vfio/noiommu-0"]
     assert "is bound to ixgbe" in left_out["/dev/vfio/9"].message
-    assert looked_at == [[8], [8, 7], [8, 7, 9], [8, 7, 10]], "one that is left out takes no room, and none is twice"
+    assert looked_at == [[8], [8, 7], [8, 7, 9], [8, 7, 10]], (
+        "an omitted group takes no port, and each group occurs once"
+    )
 
 
-def test_groups_for_which_there_is_no_room_are_left_out(tmp_path: Path) -> None:
-    """A virtual machine has I/O windows for ten, where more ports are needed than that."""
+def test_groups_without_a_free_port_are_omitted(tmp_path: Path) -> None:
+    """A VM has I/O windows for ten groups if more ports than that need one."""
     host = FakeSysfs(str(tmp_path))
     port = "0x0000000000001000 0x000000000000101f 0x0000000000040101"
     for number in range(1, 18):
@@ -115,7 +117,7 @@ def test_groups_for_which_there_is_no_room_are_left_out(tmp_path: Path) -> None:
     assert all("I/O" in error.message for error in left_out.values())
 
 
-def test_what_is_left_out_is_out_of_the_spec_and_warned_of_once() -> None:
+def test_omitted_group_is_removed_from_the_specification_with_one_warning() -> None:
     spec: dict[str, Any] = {"linux": {"devices": [{"path": "/dev/null"}, {"path": "/dev/vfio/9"}, {"path": "/dev/x"}]}}
     busy = DeviceError("group 9 is in use", hint="end it")
     changed, text = leave_out(
@@ -130,8 +132,9 @@ def test_what_is_left_out_is_out_of_the_spec_and_warned_of_once() -> None:
 
 
 @pytest.mark.parametrize("privileged", [True, False])
-def test_a_plan_does_without_a_group_only_where_all_devices_are_allowed(tmp_path: Path, privileged: bool) -> None:
-    """No host has this group: who names it among all there is goes without, who names it alone is told."""
+def test_group_is_omitted_only_if_all_devices_are_allowed(tmp_path: Path, privileged: bool) -> None:
+    """The host does not have this group. A container that requests all devices omits it; naming this one group is an
+    error."""
     spec = example()
     spec["linux"]["devices"] = [{"path": "/dev/vfio/999999", "type": "c", "major": 4095, "minor": 1048575}]
     rule = {"allow": True, "access": "rwm"} | ({} if privileged else {"type": "c", "major": 4095, "minor": 1048575})

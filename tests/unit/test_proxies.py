@@ -32,53 +32,53 @@ async def proxy(
     directory: Path, **params: Any
 ) -> AsyncIterator[tuple[Pod, asyncio.StreamReader, asyncio.StreamWriter]]:
     """A sandbox with c2, and both directions of its proxy's connection."""
-    async with pod(directory) as made:
-        plan = made.joining(plugs=[])
-        reader, writer = await made.start_proxy(f"c2/{KEY}", **params)
-        await made.create(plan)
-        yield made, reader, writer
+    async with pod(directory) as sandbox:
+        plan = sandbox.joining(plugs=[])
+        reader, writer = await sandbox.start_proxy(f"c2/{KEY}", **params)
+        await sandbox.create(plan)
+        yield sandbox, reader, writer
 
 
 def test_input_and_credit_are_forwarded(tmp_path: Path) -> None:
     async def story() -> None:
-        async with proxy(tmp_path, descriptors=["in", "out"]) as (made, _, writer):
+        async with proxy(tmp_path, descriptors=["in", "out"]) as (sandbox, _, writer):
             writer.write(encode(LOCAL, DATA, b"typed") + encode(LOCAL, EOF) + encode(LOCAL + 3, DATA, b"more"))
-            made.guest.send(encode(GUEST + 1, DATA, b"x" * 9))
+            sandbox.guest.send(encode(GUEST + 1, DATA, b"x" * 9))
             await settle()
             writer.write(encode(LOCAL + 1, CREDIT, encode_credit(9)))
             await settle()
-            assert made.guest.frames == [
+            assert sandbox.guest.frames == [
                 (GUEST, DATA, b"typed"), (GUEST, EOF, b""), (GUEST + 3, DATA, b"more"),
                 (GUEST + 1, CREDIT, encode_credit(9)),
             ]  # fmt: skip
-            assert made.guest.asked("create")[-1]["descriptors"] == ["in", "out"]
-            assert made.guest.asked("signal") == []
+            assert sandbox.guest.asked("create")[-1]["descriptors"] == ["in", "out"]
+            assert sandbox.guest.asked("signal") == []
 
     run(story)
 
 
 def test_input_in_the_same_packet_as_the_announcement_is_forwarded(tmp_path: Path) -> None:
     async def story() -> None:
-        async with pod(tmp_path) as made:
-            plan = made.joining(plugs=[])
-            _, writer = await made.connect()
+        async with pod(tmp_path) as sandbox:
+            plan = sandbox.joining(plugs=[])
+            _, writer = await sandbox.connect()
             announcement = control.encode_call(1, "proxy", {"key": f"c2/{KEY}", "descriptors": []})
             writer.write(announcement + encode(LOCAL, DATA, b"early"))
-            await made.create(plan)
+            await sandbox.create(plan)
             await settle()
-            assert made.guest.frames == [(GUEST, DATA, b"early")]
+            assert sandbox.guest.frames == [(GUEST, DATA, b"early")]
 
     run(story)
 
 
 def test_signal_and_resize_are_forwarded(tmp_path: Path) -> None:
     async def story() -> None:
-        async with proxy(tmp_path) as (made, _, writer):
+        async with proxy(tmp_path) as (sandbox, _, writer):
             for event, params in (("signal", {"number": 15}), ("other", {}), ("resize", {"rows": 3, "columns": 4})):
                 writer.write(control.encode_event(event, params))
             await settle()
-            assert made.guest.asked("signal") == [SIGKILL | {"signal": 15}]
-            assert made.guest.asked("resize") == [{"container": "c2", "process": 2, "rows": 3, "columns": 4}]
+            assert sandbox.guest.asked("signal") == [SIGKILL | {"signal": 15}]
+            assert sandbox.guest.asked("resize") == [{"container": "c2", "process": 2, "rows": 3, "columns": 4}]
 
     run(story)
 
@@ -102,23 +102,23 @@ def test_process_is_killed_when_its_proxy_ends_or_breaks_a_rule(tmp_path: Path, 
     """The engine knows the process only by the proxy's pid. Later output is dropped and its credit returned."""
 
     async def story() -> None:
-        async with proxy(tmp_path) as (made, reader, writer):
-            made.guest.send(encode(GUEST + 1, DATA, b"x" * 9))
+        async with proxy(tmp_path) as (sandbox, reader, writer):
+            sandbox.guest.send(encode(GUEST + 1, DATA, b"x" * 9))
             await settle()
             if frame:
                 writer.write(frame)
             else:
                 writer.close()
             await settle()
-            assert made.guest.asked("signal") == [SIGKILL]
-            credits = [frame for frame in made.guest.frames if frame[1] == CREDIT]
+            assert sandbox.guest.asked("signal") == [SIGKILL]
+            credits = [frame for frame in sandbox.guest.frames if frame[1] == CREDIT]
             assert credits == [(GUEST + 1, CREDIT, encode_credit(9))]
-            made.guest.send(encode(GUEST + 1, DATA, bytes(WINDOW // 4)))
+            sandbox.guest.send(encode(GUEST + 1, DATA, bytes(WINDOW // 4)))
             await settle()
-            assert made.guest.frames[-1] == (GUEST + 1, CREDIT, encode_credit(WINDOW // 4))
-            made.guest.tell("exit", process=2, code=137)
-            await made.sandbox.find("c2").stopped.wait()
-            assert not made.machine.link.ended.done()
+            assert sandbox.guest.frames[-1] == (GUEST + 1, CREDIT, encode_credit(WINDOW // 4))
+            sandbox.guest.tell("exit", process=2, code=137)
+            await sandbox.sandbox.find("c2").stopped.wait()
+            assert not sandbox.machine.link.ended.done()
             assert b'"code"' not in await reader.read()
 
     run(story)
@@ -126,43 +126,43 @@ def test_process_is_killed_when_its_proxy_ends_or_breaks_a_rule(tmp_path: Path, 
 
 def test_input_beyond_the_credit_kills_the_process(tmp_path: Path) -> None:
     async def story() -> None:
-        async with proxy(tmp_path) as (made, _, writer):
+        async with proxy(tmp_path) as (sandbox, _, writer):
             for _ in range(WINDOW // MAX_DATA):
                 writer.write(encode(LOCAL, DATA, bytes(MAX_DATA)))
                 await settle()
-            assert made.guest.asked("signal") == []
+            assert sandbox.guest.asked("signal") == []
             writer.write(encode(LOCAL, DATA, b"x"))
             await settle()
-            assert made.guest.asked("signal") == [SIGKILL]
-            assert sum(len(payload) for _, kind, payload in made.guest.frames if kind == DATA) == WINDOW
+            assert sandbox.guest.asked("signal") == [SIGKILL]
+            assert sum(len(payload) for _, kind, payload in sandbox.guest.frames if kind == DATA) == WINDOW
 
     run(story)
 
 
 def test_output_beyond_the_credit_ends_the_link(tmp_path: Path) -> None:
     async def story() -> None:
-        async with proxy(tmp_path) as (made, reader, _):
+        async with proxy(tmp_path) as (sandbox, reader, _):
             for _ in range(WINDOW // MAX_DATA):
-                made.guest.send(encode(GUEST + 1, DATA, bytes(MAX_DATA)))
+                sandbox.guest.send(encode(GUEST + 1, DATA, bytes(MAX_DATA)))
                 await reader.readexactly(MAX_DATA + 9)
-            assert not made.machine.link.ended.done()
-            made.guest.send(encode(GUEST + 1, DATA, b"x"))
-            assert "1 bytes sent with a credit of 0" in (await made.machine.link.ended).message
+            assert not sandbox.machine.link.ended.done()
+            sandbox.guest.send(encode(GUEST + 1, DATA, b"x"))
+            assert "1 bytes sent with a credit of 0" in (await sandbox.machine.link.ended).message
 
     run(story)
 
 
 def test_descriptor_of_an_ended_proxy_is_closed_without_a_garbage_collection(tmp_path: Path) -> None:
-    """A pod lives long, and each container and each exec has a proxy."""
+    """A pod runs for a long time, and each container and each exec has a proxy."""
 
     def pidfds() -> int:
         paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
         return sum(os.path.islink(path) and os.readlink(path) == "anon_inode:[pidfd]" for path in paths)
 
     async def story() -> None:
-        async with proxy(tmp_path) as (made, reader, writer):
+        async with proxy(tmp_path) as (sandbox, reader, writer):
             before = pidfds()
-            made.guest.tell("exit", process=2, code=4)
+            sandbox.guest.tell("exit", process=2, code=4)
             await reader.read()
             writer.close()
             await settle()
@@ -177,21 +177,21 @@ def test_descriptor_of_an_ended_proxy_is_closed_without_a_garbage_collection(tmp
 
 def test_input_after_the_exit_is_ignored(tmp_path: Path) -> None:
     async def story() -> None:
-        async with proxy(tmp_path) as (made, reader, writer):
-            made.guest.tell("exit", process=2, code=4)
+        async with proxy(tmp_path) as (sandbox, reader, writer):
+            sandbox.guest.tell("exit", process=2, code=4)
             assert b'"code":4' in await reader.read()
             writer.write(encode(LOCAL, DATA, b"late"))
             await settle()
-            assert made.guest.frames == []
-            assert made.guest.asked("signal") == []
+            assert sandbox.guest.frames == []
+            assert sandbox.guest.asked("signal") == []
 
     run(story)
 
 
 def test_end_of_one_container_leaves_other_processes(tmp_path: Path) -> None:
     async def story() -> None:
-        async with proxy(tmp_path) as (made, reader, _):
-            processes = made.sandbox.processes
+        async with proxy(tmp_path) as (sandbox, reader, _):
+            processes = sandbox.sandbox.processes
             processes.end(LOST, container="c1")
             assert (len(processes.proxies("c1")), len(processes.proxies("c2"))) == (0, 1)
             processes.end(7)

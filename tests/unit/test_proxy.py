@@ -1,4 +1,4 @@
-"""The process that an engine sees: what it passes on, whatever the monitor does meanwhile."""
+"""The proxy's threads: what they forward, whatever the monitor does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hawse.proxy.main import LOST, _read, _write
 
 
 class _Gone(Port):
-    """The monitor's, when all has been told: the end arrives just after credit was worth a frame."""
+    """A port whose monitor has sent everything and ended: a write of credit fails."""
 
     source: Incoming
 
@@ -27,7 +27,7 @@ class _Gone(Port):
         raise LinkError("link: the peer has closed the link")
 
 
-def test_what_has_arrived_is_passed_on_although_the_monitor_is_gone(tmp_path: Path) -> None:
+def test_received_data_is_forwarded_after_the_end_of_the_monitor(tmp_path: Path) -> None:
     port = _Gone(-1)
     port.source = Incoming(port, 1)
     pieces = [bytes([number]) * MAX_DATA for number in range(WINDOW // MAX_DATA)]
@@ -38,7 +38,7 @@ def test_what_has_arrived_is_passed_on_although_the_monitor_is_gone(tmp_path: Pa
     assert output.read_bytes() == b"".join(pieces)
 
 
-def test_the_end_of_one_direction_leaves_the_other() -> None:
+def test_end_of_one_direction_does_not_end_the_other() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         source = Incoming(Port(-1), 1)
@@ -51,8 +51,8 @@ def test_the_end_of_one_direction_leaves_the_other() -> None:
         assert theirs.recv(9) == b"answer"
 
 
-def test_what_is_not_there_yet_is_waited_for() -> None:
-    """Somebody has made the description non-blocking: nothing to read is no end."""
+def test_proxy_waits_for_data_on_a_nonblocking_descriptor() -> None:
+    """Another process has made the descriptor non-blocking: a read without data is not the end of file."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     theirs, ours = os.pipe()
@@ -68,8 +68,8 @@ def test_what_is_not_there_yet_is_waited_for() -> None:
         os.close(fd)
 
 
-def test_where_the_monitor_has_died_it_ends_without_a_word(tmp_path: Path) -> None:
-    """Its stderr is the container's; what the command says of the monitor is enough."""
+def test_proxy_without_a_monitor_exits_without_output(tmp_path: Path) -> None:
+    """Its stderr is the container's, and the command reports the monitor's death."""
     packages = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
     program = f"import sys; sys.path.insert(0, {packages!r}); from hawse.proxy.main import main; main()"
     fd = os.open(tmp_path, os.O_RDONLY)

@@ -26,8 +26,8 @@ from tests.support.proxies import Attached, Pipes, read_all
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(str(tmp_path), "c1")) as made:
-        yield made
+    with FakeMonitor(Store(str(tmp_path), "c1")) as monitor:
+        yield monitor
 
 
 def test_stdio_and_exit_code_are_the_processes(monitor: FakeMonitor) -> None:
@@ -42,14 +42,14 @@ def test_stdio_and_exit_code_are_the_processes(monitor: FakeMonitor) -> None:
             process.write(1, b"to stdout")
             process.write(2, b"to stderr")
             process.close(1)
-            assert read_all(pipes.stdout) == b"to stdout", "its end does not wait for the process's"
+            assert read_all(pipes.stdout) == b"to stdout", "its end does not wait for the end of the process"
             process.exit(7)
             assert read_all(pipes.stderr) == b"to stderr"
             assert proxy.wait() == 7
 
 
 def test_input_waits_for_credit(monitor: FakeMonitor) -> None:
-    """What the process does not read stays in the pipe: nothing here grows."""
+    """Data that the process does not read stays in the pipe: no buffer grows."""
     with Pipes() as pipes:
         proxy = pipes.start(monitor)
         with Attached(monitor) as process:
@@ -70,7 +70,7 @@ def test_input_waits_for_credit(monitor: FakeMonitor) -> None:
             assert proxy.wait() == 0
 
 
-def test_output_that_was_passed_on_gives_its_credit_back(monitor: FakeMonitor) -> None:
+def test_credit_of_forwarded_output_is_returned(monitor: FakeMonitor) -> None:
     with Pipes() as pipes:
         proxy = pipes.start(monitor)
         with Attached(monitor) as process:
@@ -90,8 +90,8 @@ def test_output_that_was_passed_on_gives_its_credit_back(monitor: FakeMonitor) -
             assert proxy.wait() == 0
 
 
-def test_output_that_nobody_reads_is_dropped(monitor: FakeMonitor) -> None:
-    """The process ends all the same, with its own code."""
+def test_output_without_a_reader_is_dropped(monitor: FakeMonitor) -> None:
+    """The process ends nevertheless, with its own exit code."""
     with Pipes() as pipes:
         proxy = pipes.start(monitor)
         with Attached(monitor) as process:
@@ -105,7 +105,7 @@ def test_output_that_nobody_reads_is_dropped(monitor: FakeMonitor) -> None:
 
 
 @pytest.mark.parametrize("nonsense", [False, True])
-def test_sandbox_that_ends_first_is_told_by_the_code(monitor: FakeMonitor, nonsense: bool) -> None:
+def test_exit_code_shows_that_the_sandbox_ended_first(monitor: FakeMonitor, nonsense: bool) -> None:
     with Pipes() as pipes:
         proxy = pipes.start(monitor)
         with Attached(monitor) as process:
@@ -127,18 +127,19 @@ def test_signals_reach_the_process(monitor: FakeMonitor, number: signal.Signals)
             assert process.next_event() == ("signal", {"number": int(number)})
             process.exit(128 + number)
             assert proxy.wait() == 128 + number
-            proxy.forward(number)  # it has ended: its pid may be another's
+            proxy.forward(number)  # the proxy has ended: its pid may belong to another process
 
 
 def test_signal_between_the_end_of_a_proxy_and_its_exit_code_is_not_sent(monitor: FakeMonitor) -> None:
-    """A handler of the command may run there: the proxy was waited for, and its pid may be another process's."""
+    """A signal handler of the command may run then: the proxy was waited for, and its pid may belong to another
+    process."""
     proxy = ProxyProcess(monitor.store, "k", terminal=-1, command=["x"])
     process = proxy._process
     process.kill()
 
     def wait() -> int:
         os.waitpid(process.pid, 0)
-        proxy.forward(signal.SIGUSR1)  # raises ProcessLookupError where it sends the signal
+        proxy.forward(signal.SIGUSR1)  # raises ProcessLookupError if it sends the signal
         process.returncode = -signal.SIGKILL
         return process.returncode
 
@@ -155,7 +156,7 @@ def test_proxy_that_is_killed_ends_as_its_signal_says(monitor: FakeMonitor) -> N
             assert proxy.wait() == 137
 
 
-def test_aborted_proxy_is_gone(monitor: FakeMonitor) -> None:
+def test_aborted_proxy_has_ended(monitor: FakeMonitor) -> None:
     with Pipes() as pipes:
         proxy = pipes.start(monitor)
         with Attached(monitor) as process:
@@ -165,7 +166,7 @@ def test_aborted_proxy_is_gone(monitor: FakeMonitor) -> None:
 
 
 def test_host_sees_the_title_and_a_session(monitor: FakeMonitor) -> None:
-    """Engines run the host's ps on the pids that they are told; nothing of the caller's session reaches it."""
+    """Engines run the host's ps on the pids that hawse reports; no signal of the caller's session reaches the proxy."""
     with Pipes() as pipes:
         proxy = pipes.start(monitor, command=["sh", "-c", "echo a\0b", "x" * 5000])
         with Attached(monitor) as process:
@@ -190,8 +191,8 @@ def test_short_title_is_whole(monitor: FakeMonitor) -> None:
             assert proxy.wait() == 0
 
 
-def test_move_to_the_containers_cgroup_takes_memory_there(monitor: FakeMonitor) -> None:
-    """A container without any memory has no statistics for Kubernetes."""
+def test_proxy_uses_memory_in_the_containers_cgroup(monitor: FakeMonitor) -> None:
+    """A container that uses no memory has no statistics for Kubernetes."""
 
     def size() -> int:
         with open(f"/proc/{proxy.pid}/statm") as file:
@@ -201,7 +202,7 @@ def test_move_to_the_containers_cgroup_takes_memory_there(monitor: FakeMonitor) 
         proxy = pipes.start(monitor)
         with Attached(monitor) as process:
             process.write(1, b"1")
-            assert os.read(pipes.stdout, 9) == b"1"  # its threads have their stacks
+            assert os.read(pipes.stdout, 9) == b"1"  # its threads have allocated their stacks
             before = size()
             process.event("unknown")
             process.event("placed")
@@ -211,10 +212,10 @@ def test_move_to_the_containers_cgroup_takes_memory_there(monitor: FakeMonitor) 
 
 
 class TestTerminal:
-    """A proxy of a process that has one."""
+    """A proxy whose process has a terminal of this size."""
 
     @pytest.mark.parametrize(("rows", "columns"), [(24, 80), (0, 0), (24, 0), (0, 80)])
-    def test_size_is_told_where_it_is_known(self, monitor: FakeMonitor, rows: int, columns: int) -> None:
+    def test_size_of_the_terminal_is_reported(self, monitor: FakeMonitor, rows: int, columns: int) -> None:
         master, slave = os.openpty()
         tty.setraw(slave)
         fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
@@ -223,7 +224,7 @@ class TestTerminal:
         with Attached(monitor) as process:
             expected = {"rows": rows, "columns": columns} if rows and columns else {}
             assert process.params == {"key": "c1/k", "descriptors": []} | expected
-            # The proxy has made it its controlling terminal: the kernel sends it SIGWINCH.
+            # The terminal is now the proxy's controlling terminal: the kernel sends SIGWINCH to the proxy.
             fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 132, 0, 0))
             assert process.next_event() == ("resize", {"rows": 50, "columns": 132})
             os.write(master, b"keys")
@@ -236,8 +237,8 @@ class TestTerminal:
             assert proxy.wait() == 0
         os.close(master)
 
-    def test_size_of_nothing_is_no_size(self, monitor: FakeMonitor) -> None:
-        """The engine has closed the terminal: a signal of a new size says none."""
+    def test_closed_terminal_has_no_size(self, monitor: FakeMonitor) -> None:
+        """The engine has closed the terminal: a SIGWINCH reports no new size."""
         with Pipes() as pipes:
             proxy = pipes.start(monitor, terminal=0)
             with Attached(monitor) as process:
@@ -248,6 +249,6 @@ class TestTerminal:
                 assert proxy.wait() == 0
 
 
-def test_signals_that_the_command_passes_on_are_those_that_end_or_steer_programs() -> None:
+def test_command_forwards_signals_that_end_or_control_programs() -> None:
     assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGWINCH, signal.SIGQUIT} < set(FORWARDED)
     assert not {signal.SIGCHLD, signal.SIGPIPE, signal.SIGKILL, signal.SIGSTOP} & set(FORWARDED)

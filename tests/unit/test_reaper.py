@@ -7,7 +7,7 @@ import os
 from hawse.agent.system.reaper import Reaper
 
 
-def test_a_program_inherits_how_ready_the_kernel_is_to_kill_it() -> None:
+def test_program_inherits_its_oom_score() -> None:
     reaper = Reaper()
 
     def told(value: int) -> bytes:

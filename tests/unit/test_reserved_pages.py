@@ -1,4 +1,4 @@
-"""Huge pages of one container in the guest: what is reserved, and that only that is released."""
+"""Huge pages that the guest reserves for one container: exactly these are released."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOUNT = Hugetlbfs(kib=2048, mode=0o700, uid=1, gid=2)
 
 
 class Calls:
-    """The guest, as far as it is asked for huge pages; the pages of sizes in ``lacking`` it does not have."""
+    """The guest's calls for huge pages; it has no pages of the sizes in ``lacking``."""
 
     def __init__(self, lacking: int = 0) -> None:
         self.made: list[tuple[str, dict[str, Any], float]] = []
@@ -39,45 +39,45 @@ def pages(calls: Calls) -> HugePages:
     return HugePages(plan, cast(Processes, calls))
 
 
-def test_all_is_reserved_then_released_once() -> None:
+def test_pages_are_reserved_and_released_once() -> None:
     async def story() -> None:
         calls = Calls()
         calls.go_on.set()
-        made = pages(calls)
-        await made.reserve()
+        reserved = pages(calls)
+        await reserved.reserve()
         assert calls.made == [
             ("reserve_hugepages", {"kib": GIB_KIB, "count": 3}, 6.0),
             ("reserve_hugepages", {"kib": 2048, "count": 256}, 1.0),
             ("share_hugepages", {"name": "h", "kib": 2048, "mode": 0o700, "uid": 1, "gid": 2}, 0.0),
         ], "two seconds more for each GiB"
-        await made.release()
-        await made.release()
+        await reserved.release()
+        await reserved.release()
         assert [(params["kib"], params["count"]) for _, params, _ in calls.made[3:]] == [(2048, -256), (GIB_KIB, -3)]
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize(("lacking", "released"), [(2048, [(GIB_KIB, -3)]), (GIB_KIB, [])])
-def test_what_the_guest_refused_is_not_released(lacking: int, released: list[tuple[int, int]]) -> None:
+def test_refused_pages_are_not_released(lacking: int, released: list[tuple[int, int]]) -> None:
     async def story() -> None:
         calls = Calls(lacking)
         calls.go_on.set()
-        made = pages(calls)
+        reserved = pages(calls)
         with pytest.raises(VmError, match="the guest has too few"):
-            await made.reserve()
+            await reserved.reserve()
         before = len(calls.made)
-        await made.release()
+        await reserved.release()
         assert [(params["kib"], params["count"]) for _, params, _ in calls.made[before:]] == released
 
     asyncio.run(story())
 
 
 @pytest.mark.parametrize(("lacking", "released"), [(0, [-3]), (GIB_KIB, [])])
-def test_a_creation_that_is_given_up_waits_for_what_the_guest_does(lacking: int, released: list[int]) -> None:
+def test_cancelled_creation_waits_for_the_reservation(lacking: int, released: list[int]) -> None:
     async def story() -> None:
         calls = Calls(lacking)
-        made = pages(calls)
-        reserving = asyncio.create_task(made.reserve())
+        reserved = pages(calls)
+        reserving = asyncio.create_task(reserved.reserve())
         while not calls.made:
             await asyncio.sleep(0)
         reserving.cancel()
@@ -86,25 +86,25 @@ def test_a_creation_that_is_given_up_waits_for_what_the_guest_does(lacking: int,
         calls.go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await reserving
-        await made.release()
+        await reserved.release()
         assert [params["count"] for _, params, _ in calls.made[1:]] == released
 
     asyncio.run(story())
 
 
-def test_pages_that_cannot_be_released_hold_up_no_others() -> None:
+def test_failed_release_does_not_block_other_pages() -> None:
     async def story() -> None:
         calls = Calls()
         calls.go_on.set()
-        made = pages(calls)
-        await made.reserve()
+        reserved = pages(calls)
+        await reserved.reserve()
 
         async def refuse(call: ReserveHugepages | ShareHugepages, **_: float) -> None:
             calls.made.append((name_of(call), parameters(call), 0.0))
             raise VmError("no")
 
         calls.call = refuse  # type: ignore[method-assign]
-        await made.release()
+        await reserved.release()
         assert [params["kib"] for _, params, _ in calls.made[3:]] == [2048, GIB_KIB]
 
     asyncio.run(story())

@@ -1,4 +1,4 @@
-"""What a container that joins a sandbox is told of its machine, which runs already."""
+"""The VM's free capacity, for a container that joins a sandbox whose VM runs already."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LABELLED = Room(spares=[], memory_mib=1024, label="a")
 
 
 @pytest.mark.parametrize(("label", "fields"), [("a", []), ("", []), ("b", ["process.selinuxLabel: b"])])
-def test_what_a_machine_cannot_follow_any_more_is_named(label: str, fields: list[str]) -> None:
-    found = LABELLED.warnings(label=label)
-    assert [text[: len(field)] for text, field in zip(found, fields, strict=True)] == fields
-    assert all(" [" in text and text.endswith("]") for text in found), "no remedy"
+def test_label_that_a_running_vm_lacks_is_named(label: str, fields: list[str]) -> None:
+    warnings = LABELLED.warnings(label=label)
+    assert [text[: len(field)] for text, field in zip(warnings, fields, strict=True)] == fields
+    assert all(" [" in text and text.endswith("]") for text in warnings), "no remedy"
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ def test_what_a_machine_cannot_follow_any_more_is_named(label: str, fields: list
         (MACHINE, 576 * MIB, 256),
         (WITH_PAGES, 576 * MIB, 0),
         (MACHINE, 0, 5000),
-        # One that no host could give is none.
+        # A limit that no host could satisfy counts as no limit.
         (MACHINE, 16 * 1024 * MIB, 0),
         (MACHINE, 2**63 - 4096, 0),
     ],
 )
-def test_a_limit_that_the_machine_can_give(room: Room, limit: int, huge: int) -> None:
+def test_limit_that_the_vm_can_satisfy(room: Room, limit: int, huge: int) -> None:
     assert room.check_memory("memory.limit", limit, hugepages_mib=huge, host_mib=16 * 1024) == []
 
 
@@ -61,8 +61,8 @@ def test_a_limit_that_the_machine_can_give(room: Room, limit: int, huge: int) ->
         ),
     ],
 )
-def test_a_limit_that_the_machine_cannot_give_is_refused(room: Room, limit: int, huge: int, words: str) -> None:
-    """The container would be killed below it."""
+def test_limit_above_the_memory_of_the_vm_is_refused(room: Room, limit: int, huge: int, words: str) -> None:
+    """With a smaller memory the container would be killed before it reaches its limit."""
     with pytest.raises(ConfigError) as caught:
         room.check_memory("memory.limit", limit, hugepages_mib=huge, host_mib=16 * 1024)
     assert caught.value.message.startswith(f"memory.limit: {words}")
@@ -84,13 +84,13 @@ def test_limit_above_the_memory_of_a_single_containers_vm_names_the_option_first
     )
 
 
-def test_on_a_host_without_more_memory_it_is_only_warned_of() -> None:
+def test_limit_is_only_a_warning_on_a_host_without_more_memory() -> None:
     [text] = MACHINE.check_memory("memory.limit", 900 * MIB, host_mib=2047)
     assert text.startswith("memory.limit: 900 MiB are more")
     assert text.endswith("[this host has no more memory for it: lower the limit]")
 
 
-def test_a_group_that_is_there_is_shared_in_the_mode_that_it_is_in() -> None:
+def test_group_in_the_vm_is_shared_in_its_present_mode() -> None:
     room = Room(spares=[], plugs=plan(EDU, NICS).container.plugs, native=[7])
     assert [(plug.device, plug.shared) for plug in room.shared([5, 9], native=False)] == [("vfio-5-0", True)]
     assert [plug.device for plug in room.shared([7], native=True)] == ["vfio-7-1", "vfio-7-0"]
@@ -100,7 +100,7 @@ def test_a_group_that_is_there_is_shared_in_the_mode_that_it_is_in() -> None:
         room.shared([5], native=True)
 
 
-def test_it_is_told_by_the_monitor_as_json() -> None:
-    made = plan(EDU)
-    room = Room(spares=made.ports, plugs=made.container.plugs, native=[5], memory_mib=512, label="a")
+def test_capacity_is_sent_as_json() -> None:
+    planned = plan(EDU)
+    room = Room(spares=planned.ports, plugs=planned.container.plugs, native=[5], memory_mib=512, label="a")
     assert msgspec.convert(msgspec.json.decode(msgspec.json.encode(room)), Room) == room

@@ -76,8 +76,8 @@ class Following:
         for number in (0, 1):
             self.filters.add(f"nic-net{number}", index=number + 2, name=f"eth{number}", mac=MAC)
 
-    async def change(self, name: str, found: object) -> None:
-        self.qmp.rx_filters[name] = found
+    async def change(self, name: str, rx_filter: object) -> None:
+        self.qmp.rx_filters[name] = rx_filter
         self.qmp.change_rx_filter(name)
         await asyncio.sleep(2 * PAUSE_SECONDS)
 
@@ -92,70 +92,70 @@ class Following:
 
 def test_memberships_follow_the_guest_and_end_with_the_sandbox() -> None:
     async def story() -> None:
-        made = Following()
-        await made.begin()
-        await made.change("nic-net0", [rx_filter(multicast_table=[GROUP])])
-        await made.change("nic-net1", [rx_filter(promiscuous=True)])
-        assert made.packets.held == {(2, MULTICAST, packed(GROUP)), (3, PROMISCUOUS, b"")}
-        await made.change("nic-net0", [rx_filter(multicast_table=["33:33:00:00:00:fb"])])
-        await made.change("nic-net1", [rx_filter()])
-        assert made.packets.held == {(2, MULTICAST, packed("33:33:00:00:00:fb"))}
-        calls = made.packets.calls
-        await made.change("nic-net0", [rx_filter(multicast_table=["33:33:00:00:00:fb"])])
-        assert made.packets.calls == calls, "nothing is new"
-        await made.change("nic-other", [rx_filter(promiscuous=True)])
-        assert made.packets.calls == calls, "no NIC of ours"
-        made.filters.end()
-        assert made.packets.closed
+        following = Following()
+        await following.begin()
+        await following.change("nic-net0", [rx_filter(multicast_table=[GROUP])])
+        await following.change("nic-net1", [rx_filter(promiscuous=True)])
+        assert following.packets.held == {(2, MULTICAST, packed(GROUP)), (3, PROMISCUOUS, b"")}
+        await following.change("nic-net0", [rx_filter(multicast_table=["33:33:00:00:00:fb"])])
+        await following.change("nic-net1", [rx_filter()])
+        assert following.packets.held == {(2, MULTICAST, packed("33:33:00:00:00:fb"))}
+        calls = following.packets.calls
+        await following.change("nic-net0", [rx_filter(multicast_table=["33:33:00:00:00:fb"])])
+        assert following.packets.calls == calls, "nothing is new"
+        await following.change("nic-other", [rx_filter(promiscuous=True)])
+        assert following.packets.calls == calls, "not a NIC of hawse"
+        following.filters.end()
+        assert following.packets.closed
 
     virtual_time.run(story())
 
 
 def test_guest_that_changes_its_filter_in_a_loop_causes_one_query_per_pause() -> None:
     async def story() -> None:
-        made = Following()
-        await made.begin()
-        made.qmp.rx_filters["nic-net0"] = [rx_filter()]
+        following = Following()
+        await following.begin()
+        following.qmp.rx_filters["nic-net0"] = [rx_filter()]
         for _ in range(1000):
-            made.qmp.change_rx_filter("nic-net0")
+            following.qmp.change_rx_filter("nic-net0")
         await asyncio.sleep(10 * PAUSE_SECONDS)
-        assert 8 <= made.queries <= 12
-        made.filters.end()
+        assert 8 <= following.queries <= 12
+        following.filters.end()
 
     virtual_time.run(story())
 
 
 @pytest.mark.parametrize(
-    "found", [{}, [], [rx_filter(), rx_filter()], [{"name": "nic-net0"}], "x", [rx_filter(main_mac=5)]]
+    "answer", [{}, [], [rx_filter(), rx_filter()], [{"name": "nic-net0"}], "x", [rx_filter(main_mac=5)]]
 )
-def test_malformed_answer_changes_nothing(found: object, capsys: pytest.CaptureFixture[str]) -> None:
+def test_malformed_answer_changes_nothing(answer: object, capsys: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
-        made = Following()
-        await made.begin()
-        await made.change("nic-net0", found)
-        await made.change("nic-net0", found)
-        assert made.packets.held == set()
-        await made.change("nic-net0", [rx_filter(multicast_table=[GROUP])])
-        assert made.packets.held == {(2, MULTICAST, packed(GROUP))}
-        made.filters.end()
+        following = Following()
+        await following.begin()
+        await following.change("nic-net0", answer)
+        await following.change("nic-net0", answer)
+        assert following.packets.held == set()
+        await following.change("nic-net0", [rx_filter(multicast_table=[GROUP])])
+        assert following.packets.held == {(2, MULTICAST, packed(GROUP))}
+        following.filters.end()
 
     virtual_time.run(story())
     assert capsys.readouterr().err == "interface eth0: QEMU's answer to query-rx-filter is malformed\n", (
-        "it is told once"
+        "it is logged once"
     )
 
 
 def test_refused_membership_is_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
     async def story() -> None:
-        made = Following()
-        await made.begin()
-        made.packets.error = OSError(12, "Cannot allocate memory")
+        following = Following()
+        await following.begin()
+        following.packets.error = OSError(12, "Cannot allocate memory")
         for _ in range(3):
-            await made.change("nic-net1", [rx_filter(multicast_table=[GROUP])])
-        made.packets.error = None
-        await made.change("nic-net1", [rx_filter(multicast_table=[GROUP])])
-        assert made.packets.held == {(3, MULTICAST, packed(GROUP))}
-        made.filters.end()
+            await following.change("nic-net1", [rx_filter(multicast_table=[GROUP])])
+        following.packets.error = None
+        await following.change("nic-net1", [rx_filter(multicast_table=[GROUP])])
+        assert following.packets.held == {(3, MULTICAST, packed(GROUP))}
+        following.filters.end()
 
     virtual_time.run(story())
     assert capsys.readouterr().err == "interface eth1: cannot receive a multicast group: Cannot allocate memory\n"
@@ -166,15 +166,15 @@ def test_failed_query_is_logged(ended: bool) -> None:
     """A QEMU that has ended is not queried again."""
 
     async def story() -> None:
-        made = Following()
+        following = Following()
         failing = [True]
-        made.qmp = FakeQmp(refuse=lambda _command, _arguments: VmError("gone") if failing[0] else None)
-        await made.begin()
-        made.qmp.ended = ended
-        await made.change("nic-net0", [rx_filter()])
+        following.qmp = FakeQmp(refuse=lambda _command, _arguments: VmError("gone") if failing[0] else None)
+        await following.begin()
+        following.qmp.ended = ended
+        await following.change("nic-net0", [rx_filter()])
         failing[0] = False
-        await made.change("nic-net0", [rx_filter(promiscuous=True)])
-        assert made.packets.held == (set() if ended else {(2, PROMISCUOUS, b"")})
-        made.filters.end()
+        await following.change("nic-net0", [rx_filter(promiscuous=True)])
+        assert following.packets.held == (set() if ended else {(2, PROMISCUOUS, b"")})
+        following.filters.end()
 
     virtual_time.run(story())

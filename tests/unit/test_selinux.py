@@ -1,4 +1,4 @@
-"""The SELinux label of a container: where it is refused, and whose programs have it."""
+"""The SELinux label of a container: when it is refused, and which programs run with it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ OTHER = "24 1 0:21 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n"
 
 
 def host(root: str, mounts: str, current: str = "system_u:system_r:container_runtime_t:s0\0") -> FakeSysfs:
-    made = FakeSysfs(root)
-    made.write("proc/self/mountinfo", mounts)
-    made.write("proc/self/attr/current", current)
-    return made
+    sysfs = FakeSysfs(root)
+    sysfs.write("proc/self/mountinfo", mounts)
+    sysfs.write("proc/self/attr/current", current)
+    return sysfs
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def host(root: str, mounts: str, current: str = "system_u:system_r:container_run
         ("selinuxfs\n - selinuxfs\n", "kernel", False),
     ],
 )
-def test_selinux_is_on_where_there_is_a_policy(tmp_path: Path, mounts: str, current: str, expected: bool) -> None:
+def test_selinux_is_enabled_if_a_policy_is_loaded(tmp_path: Path, mounts: str, current: str, expected: bool) -> None:
     assert enabled(root=host(str(tmp_path), mounts, current).root) is expected
 
 
-def test_a_host_without_proc_has_none(tmp_path: Path) -> None:
+def test_selinux_is_disabled_without_proc(tmp_path: Path) -> None:
     assert not enabled(root=str(tmp_path))
 
 
-def test_a_label_without_selinux_is_refused_as_by_runc(tmp_path: Path) -> None:
+def test_label_without_selinux_is_refused_as_by_runc(tmp_path: Path) -> None:
     root = host(str(tmp_path), OTHER).root
     words = r"^config\.json: process\.selinuxLabel: selinux label is specified in config, but selinux is disabled or no"
     with pytest.raises(ConfigError, match=words):
@@ -64,7 +64,7 @@ def test_a_label_without_selinux_is_refused_as_by_runc(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(enabled(), reason="this host has SELinux")
-def test_a_container_with_a_label_is_not_made_where_it_has_no_effect(tmp_path: Path) -> None:
+def test_container_with_a_label_without_effect_is_refused(tmp_path: Path) -> None:
     runtime = Runtime(str(tmp_path))
     (tmp_path / "rootfs").mkdir()
     write(str(tmp_path), specification(["/bin/true"], selinuxLabel=LABEL))
@@ -74,7 +74,7 @@ def test_a_container_with_a_label_is_not_made_where_it_has_no_effect(tmp_path: P
     assert os.listdir(runtime.root) == []
 
 
-def test_programs_of_the_block_have_the_label_and_later_ones_have_not(tmp_path: Path) -> None:
+def test_only_programs_started_in_the_block_have_the_label(tmp_path: Path) -> None:
     attribute = tmp_path / "exec"
     attribute.write_text("")
     with executing_as(LABEL, attribute=str(attribute)):
@@ -82,12 +82,12 @@ def test_programs_of_the_block_have_the_label_and_later_ones_have_not(tmp_path: 
     assert attribute.read_text() == ""
 
 
-def test_without_a_label_nothing_is_written(tmp_path: Path) -> None:
+def test_nothing_is_written_without_a_label(tmp_path: Path) -> None:
     with executing_as("", attribute=str(tmp_path / "missing" / "exec")):
         pass
 
 
-def test_a_label_that_the_kernel_does_not_take_is_named(tmp_path: Path) -> None:
+def test_label_that_the_kernel_refuses_is_named(tmp_path: Path) -> None:
     with (
         pytest.raises(HostError, match=rf"^process\.selinuxLabel: {LABEL}: .*: {os.strerror(errno.EISDIR)}$"),
         executing_as(LABEL, attribute=str(tmp_path)),
@@ -95,7 +95,7 @@ def test_a_label_that_the_kernel_does_not_take_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_program_that_may_not_take_the_label_is_named_with_it(tmp_path: Path) -> None:
+def test_program_that_may_not_have_the_label_is_named_with_it(tmp_path: Path) -> None:
     attribute = tmp_path / "exec"
     with pytest.raises(HostError) as caught, executing_as(LABEL, attribute=str(attribute)):
         raise HostError("cannot run QEMU: /usr/bin/qemu: Permission denied", hint="install it")
@@ -105,7 +105,7 @@ def test_a_program_that_may_not_take_the_label_is_named_with_it(tmp_path: Path) 
 
 @contextmanager
 def recorded(path: str) -> Iterator[list[str]]:
-    """An attribute that remembers what was written into it."""
+    """An attribute that records the labels that are written to it."""
     os.mkfifo(path)
     seen: list[str] = []
 

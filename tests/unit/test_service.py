@@ -1,4 +1,4 @@
-"""The monitor's socket: which call does what of a sandbox, and what its callers hear."""
+"""The monitor's socket: the effect of each call on a sandbox, and the answers to callers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ATTACHMENT = {"plugs": [], "nodes": [], "mode": 0o660, "uid": 1, "gid": 2}
 
 
 class Recorder:
-    """A sandbox, its containers and processes in one object: it records calls and returns what ``answers`` has."""
+    """A sandbox, its containers and processes in one object: it records calls and returns the values in ``answers``."""
 
     def __init__(self) -> None:
         self.done: list[tuple[Any, ...]] = []
@@ -93,12 +93,12 @@ class Caller:
         self.writer = writer
 
     async def frames(self) -> list[Frame]:
-        """All that comes until the service closes the connection."""
-        decoder, found = Decoder(), []
+        """All bytes that arrive until the service closes the connection."""
+        decoder, frames = Decoder(), []
         async with asyncio.timeout(patience(7)):
             while data := await asyncio.get_running_loop().sock_recv(self.connection, 65536):
-                found += decoder.feed(data)
-        return found
+                frames += decoder.feed(data)
+        return frames
 
     async def ask(self, method: str, **params: Any) -> object:
         self.connection.send(control.encode_call(7, method, {"container": "c1"} | params))
@@ -158,11 +158,11 @@ def plan() -> dict[str, Any]:
         ("detach", {"group": 5, "force": False}, [("detach", 5, ("force", False))], None),
     ],
 )
-def test_a_call_does_what_it_says(method: str, params: dict[str, Any], done: list[Any], result: object) -> None:
+def test_each_call_has_its_effect(method: str, params: dict[str, Any], done: list[Any], result: object) -> None:
     async def story(caller: Caller) -> None:
         caller.sandbox.answers |= dict.fromkeys(("start", "execute", "attach", "update"), "answer")
         asking = asyncio.create_task(caller.ask(method, **params))
-        if method == "delete":  # the end of the monitor ends its connection, and nothing before
+        if method == "delete":  # the service closes the connection when the monitor ends, and not earlier
             while not caller.sandbox.finished.is_set():
                 await asyncio.sleep(0)
             await caller.serving
@@ -175,7 +175,7 @@ def test_a_call_does_what_it_says(method: str, params: dict[str, Any], done: lis
 
 
 @pytest.mark.parametrize("method", ["pids", "listing", "statistics", "await_oom"])
-def test_questions_about_usage_are_passed_on(method: str) -> None:
+def test_queries_about_usage_are_forwarded(method: str) -> None:
     async def story(caller: Caller) -> None:
         caller.sandbox.answers["answer"] = {"pids": [1]}
         assert await caller.ask(method, more=1) == {"pids": [1]}
@@ -202,7 +202,7 @@ def test_questions_about_usage_are_passed_on(method: str) -> None:
         ),
     ],
 )
-def test_a_call_that_fails_is_answered_with_the_reason(
+def test_failed_call_is_answered_with_the_reason(
     method: str, params: dict[str, Any], kind: type[HawseError], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def story(caller: Caller) -> None:
@@ -219,7 +219,7 @@ def test_a_call_that_fails_is_answered_with_the_reason(
 @pytest.mark.parametrize(
     "sent", [b"", encode(0, EVENT, b"{}"), b"\xff" * 9, encode(5, EOF), control.encode_call(1, "pause", {})[:-1]]
 )
-def test_a_connection_that_does_not_begin_with_a_call_is_closed(sent: bytes) -> None:
+def test_connection_that_does_not_begin_with_a_call_is_closed(sent: bytes) -> None:
     async def story(caller: Caller) -> None:
         caller.connection.send(sent)
         caller.connection.shutdown(socket.SHUT_WR)
@@ -229,7 +229,7 @@ def test_a_connection_that_does_not_begin_with_a_call_is_closed(sent: bytes) -> 
     run(story)
 
 
-def test_a_delete_of_another_than_the_first_container_ends_its_connection() -> None:
+def test_deletion_of_a_joined_container_closes_the_connection() -> None:
     async def story(caller: Caller) -> None:
         async def remove(name: str) -> None:
             caller.sandbox.done.append(("remove", name))
@@ -241,7 +241,7 @@ def test_a_delete_of_another_than_the_first_container_ends_its_connection() -> N
     run(story)
 
 
-def test_a_call_that_is_answered_while_the_sandbox_ends_has_its_connection_closed() -> None:
+def test_connection_is_closed_if_the_sandbox_ends_during_an_answer() -> None:
     async def story(caller: Caller) -> None:
         caller.sandbox.finished.set()
         assert await caller.ask("pause") is None
@@ -262,7 +262,7 @@ def test_creation_takes_the_callers_descriptors_and_closes_them() -> None:
     run(story)
 
 
-def test_a_caller_that_goes_has_its_creation_cancelled() -> None:
+def test_creation_is_cancelled_when_its_caller_disconnects() -> None:
     async def story(caller: Caller) -> None:
         call = {"container": "c1", "plan": plan(), "sources": [], "key": "k"}
         caller.connection.send(control.encode_call(1, "create", call))
@@ -282,7 +282,7 @@ def test_a_caller_that_goes_has_its_creation_cancelled() -> None:
         ({"descriptors": [IN, BOTH], "rows": 24, "columns": 80}, (24, 80), (*STDIO, IN, BOTH)),
     ],
 )
-def test_a_proxy_keeps_its_connection(
+def test_connection_of_a_proxy_stays_open(
     params: dict[str, Any], size: tuple[int, int] | None, directions: tuple[str, ...]
 ) -> None:
     async def story(caller: Caller) -> None:
@@ -295,7 +295,7 @@ def test_a_proxy_keeps_its_connection(
     run(story)
 
 
-def test_a_proxy_without_its_files_is_turned_away() -> None:
+def test_proxy_without_its_files_is_refused() -> None:
     async def story(caller: Caller) -> None:
         call = {"key": "c1/init", "descriptors": [], "failure": "No such file"}
         caller.connection.send(control.encode_call(1, "proxy", call))

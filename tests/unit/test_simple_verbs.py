@@ -65,7 +65,7 @@ class TestImage:
         assert done.output == "guest image d1: kernel 6.1.0, 0.0 MiB, modules beside it 0.0 MiB, verified\n"
 
     def test_verify_reads_files_whose_times_are_the_same(self, hawse: Command, tmp_path: Path) -> None:
-        """A start relies on the record of an earlier check, until a verification finds the damage."""
+        """A start relies on the record of an earlier check, until a verification has found the damage."""
         cache = f"{tmp_path}/cache"
         make_image(cache)
         hawse.configure(f'[image]\ncache = "{cache}"')
@@ -86,8 +86,8 @@ class TestImage:
         self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool, result: str
     ) -> None:
         make_image(f"{tmp_path}/cache")
-        found = replace(store.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
-        monkeypatch.setattr(build, "build", lambda **_: found)
+        image = replace(store.locate(cache=f"{tmp_path}/cache"), fresh=fresh)
+        monkeypatch.setattr(build, "build", lambda **_: image)
         assert (
             hawse("image", "build").output
             == f"guest image d1: kernel 6.1.0, 0.0 MiB, modules beside it 0.0 MiB, {result}\n"
@@ -105,7 +105,7 @@ class TestImage:
 
 
 class TestInstall:
-    """`hawse install`: the engine's file, and what is said of it; hawse's own has all that it needs."""
+    """`hawse install`: changes of the engine's file and the output. The host's configuration of hawse is complete."""
 
     @pytest.fixture
     def program(self, hawse: Command, tmp_path: Path) -> str:
@@ -134,7 +134,7 @@ class TestInstall:
         assert (done.code, done.output) == (0, f"{path}: written\n")
 
     def test_dry_run_ends_its_last_line(self, hawse: Command, tmp_path: Path, program: str) -> None:
-        """A file without a newline at its end is shown as a diff all the same."""
+        """Also if the file has no newline at its end, so that the diff ends without one."""
         path = tmp_path / "hawse.conf"
         path.write_text('[engine]\nruntime = "crun"')
         done = hawse("install", "podman", "-n", "--program", program, "--file", str(path))
@@ -217,7 +217,7 @@ class TestTimeline:
     def test_drawing_is_as_wide_as_the_terminal(
         self, hawse: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, columns: str, longest: range
     ) -> None:
-        """In a narrow one the bars have some room all the same."""
+        """In a narrow terminal a minimum width remains for the bars."""
         monkeypatch.setenv("COLUMNS", columns)
         path = str(tmp_path / "trace.json")
         timeline.write(path, list(self.STEPS), name="c1")

@@ -57,8 +57,8 @@ def test_host_memory_is_rounded_down_to_whole_steps() -> None:
 def test_containerd_annotations_are_decimal_strings(text: str, limit: int) -> None:
     names = {"memory": "memory", "cpu-quota": "quota"}
     for annotation, field in names.items():
-        found = pod_limits({f"io.kubernetes.cri.sandbox-{annotation}": text})
-        assert getattr(found, field) == limit
+        limits = pod_limits({f"io.kubernetes.cri.sandbox-{annotation}": text})
+        assert getattr(limits, field) == limit
     assert pod_limits({"io.kubernetes.cri.sandbox-cpu-period": text}).period == (limit or 100_000)
 
 
@@ -70,8 +70,8 @@ def test_containerd_annotations_are_decimal_strings(text: str, limit: int) -> No
     ],
 )  # fmt: skip
 def test_crio_annotations_are_json_numbers(value: str, limit: int) -> None:
-    found = pod_limits({"pod-linux-resources.crio.io": f'{{"memory_limit_in_bytes": {value}}}'})
-    assert found == Limits(memory=limit)
+    limits = pod_limits({"pod-linux-resources.crio.io": f'{{"memory_limit_in_bytes": {value}}}'})
+    assert limits == Limits(memory=limit)
 
 
 def test_crio_annotation_replaces_those_of_containerd() -> None:
@@ -82,7 +82,7 @@ def test_crio_annotation_replaces_those_of_containerd() -> None:
 def test_host_size_matches_the_kernels_values() -> None:
     with open("/proc/meminfo") as file:
         kib = int(file.readline().split()[1])
-    found = host_size()
+    size = host_size()
     # In a container the file may differ from the kernel's answer, but not in magnitude.
-    assert kib // 2048 <= found["host_mib"] <= kib // 512
-    assert found["host_cpus"] == os.cpu_count()
+    assert kib // 2048 <= size["host_mib"] <= kib // 512
+    assert size["host_cpus"] == os.cpu_count()

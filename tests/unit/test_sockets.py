@@ -1,4 +1,4 @@
-"""Sockets in directories whose path is longer than a socket's may be."""
+"""UNIX sockets in directories whose path exceeds the maximum length of a socket address."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def descriptors() -> int:
 
 @pytest.fixture
 def directory(tmp_path: Path) -> str:
-    made = tmp_path / ("d" * 120)
-    made.mkdir()
-    return str(made)
+    directory = tmp_path / ("d" * 120)
+    directory.mkdir()
+    return str(directory)
 
 
-def test_a_socket_is_reached_by_its_directory(directory: str) -> None:
+def test_socket_is_reached_through_a_descriptor_of_its_directory(directory: str) -> None:
     before = descriptors()
     with sockets.bind(directory, "s") as listener, sockets.connect(directory, "s") as client:
         server, _ = listener.accept()
         with server:
             client.sendall(b"hello")
             assert server.recv(5) == b"hello"
-            assert descriptors() == before + 3, "the directory is closed"
+            assert descriptors() == before + 3, "the descriptor of the directory is closed"
 
 
 @pytest.mark.parametrize("act", [sockets.bind, sockets.connect])
-def test_a_socket_that_cannot_be_made_leaves_no_descriptor(directory: str, act: object) -> None:
+def test_socket_that_cannot_be_created_leaves_no_descriptor(directory: str, act: object) -> None:
     before = descriptors()
     assert callable(act)
     for place in (f"{directory}/none", f"{directory}/file", directory if act is sockets.connect else "/proc"):

@@ -1,4 +1,4 @@
-"""Sources of binds: which are views of the host's kernel, whatever links lead there."""
+"""Sources of bind mounts: views of the host kernel (such as /proc) are recognized through symbolic links."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def readlink(path: str) -> str:
         ("/home/data", ""),
     ],
 )
-def test_a_view_is_found_through_links(source: str, expected: str) -> None:
+def test_kernel_view_is_recognized_through_links(source: str, expected: str) -> None:
     assert kernel_view(source, readlink=readlink) == expected
 
 
@@ -77,5 +77,5 @@ def test_a_view_is_found_through_links(source: str, expected: str) -> None:
         (["nosuid"], False),
     ],
 )
-def test_nodes_of_a_mount_are_opened_as_its_last_option_says(options: list[str], expected: bool) -> None:
+def test_last_option_decides_whether_nodes_can_be_opened(options: list[str], expected: bool) -> None:
     assert no_devices(options) is expected

@@ -1,5 +1,5 @@
-"""Nothing of the specification is silent: each of its fields, and each type of mount, with a value that hawse cannot
-honour, is refused or warned of by its name."""
+"""No field of the specification is ignored silently: each field, and each type of mount, with a value that hawse cannot
+honour, causes an error or a warning that names it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.specification import BOOL, LIST, MAP, NUMBER, NUMBERS, OBJECT
 Change = Callable[[dict[str, Any]], object]
 LEAVES = list(leaves())
 FATES = {field.path: field for field in FIELDS}
-#: Of each kind, values of another type. Go's decoder refuses them, too.
+#: For each kind, values of another type. Go's decoder refuses them as well.
 WRONG: dict[str, list[Any]] = {
     TEXT: [5, ["x"], {}, True],
     TEXTS: ["x", [5], {}, [["x"]]],
@@ -40,7 +40,7 @@ WRONG: dict[str, list[Any]] = {
     OBJECT: ["x", 5, True, ["x"]],
     LIST: ["x", 5, {}, ["x"], [5], [[]]],
 }
-#: Of each kind, a value that asks for something.
+#: For each kind, a value that is a request.
 ASKS: dict[str, Any] = {
     TEXT: "x", TEXTS: ["x"], BOOL: True, NUMBER: 7, NUMBERS: [7], MAP: {"a": "b"}, OBJECTS: {"eth1": {}},
     OBJECT: {}, LIST: [{}],
@@ -48,7 +48,7 @@ ASKS: dict[str, Any] = {
 
 
 class Host:
-    """Bundles in a directory; a call reads one and plans its guest, and returns what a user is told."""
+    """Bundles in a directory. A call loads one and plans its guest; it returns the messages to the user."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -70,13 +70,13 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 
 def fate_of(path: str) -> Any:
-    """The row of docs/conformance.md that a field is part of."""
+    """The row of docs/conformance.md that a field belongs to."""
     parts = path.split(".")
     names = [".".join(parts[:count]).removesuffix("[]") for count in range(len(parts), 0, -1)]
     return next((FATES[name] for name in names if name in FATES), None)
 
 
-def test_nothing_is_told_of_the_example(said: Host) -> None:
+def test_example_causes_no_message(said: Host) -> None:
     assert said(example()) == ""
 
 
@@ -89,7 +89,7 @@ def test_field_of_another_type_is_refused_by_its_name(said: Host, path: str, kin
         where = put(spec, path, value)
         message = said(spec)
         row = fate_of(path)
-        # Of what is refused whole only the object itself has a type here.
+        # For fields that are refused completely, only the type of the object itself is checked.
         names = [where, row.path if row is not None and row.fate is Fate.REFUSED else where]
         assert any(name in message for name in names), (value, message)
 
@@ -117,7 +117,7 @@ _NULL_IS_ACCEPTED = re.compile(
     ("path", "kind"), [leaf for leaf in LEAVES if leaf[1] in (LIST, TEXTS, NUMBERS)], ids=lambda part: part
 )
 def test_null_in_a_list_is_the_zero_value_of_its_type(said: Host, path: str, kind: str) -> None:
-    """As Go's decoder has it. What is required and missing then is refused by its name and index."""
+    """As in Go's decoder. A required value that is then missing is refused with its name and index."""
     if path == "process.args":
         spec = example()
         spec["process"]["args"].append(None)
@@ -162,7 +162,7 @@ def namespace(kind: str, path: str) -> Change:
     return change
 
 
-#: Of the fields that are applied: a value of the right type that cannot be, and what is said of it.
+#: For the applied fields: a value of the right type that cannot be applied, and the message.
 VALUES: list[tuple[str, Change, str]] = [
     ("ociVersion", field("ociVersion", "2.0.0"), "ociVersion: unknown version"),
     ("root.path", field("root.path", "/no/such"), "root.path: /no/such is not a directory"),
@@ -274,7 +274,7 @@ VALUES: list[tuple[str, Change, str]] = [
     ("process.user.username", field("process.user.username", "x"), "process.user.username: 'x' has no effect"),
     ("linux.resources.memory.swappiness", field("linux.resources.memory.swappiness", 5), "swappiness has no effect"),
 ]  # fmt: skip
-#: Of the fields that are applied: those of which every value of the type can be, or which others look at.
+#: Applied fields without a value that cannot be applied, or that other tests check.
 ELSEWHERE: dict[str, str] = {
     "root.readonly": "both values are applied", "process.terminal": "both values are applied",
     "process.noNewPrivileges": "both values are applied", "linux.resources.devices[].allow": "both are applied",
@@ -299,7 +299,8 @@ def test_value_that_cannot_be_honoured_is_named(said: Host, change: Change, word
 
 
 def test_every_field_of_the_specification_is_walked() -> None:
-    """Each leaf is refused whole, in a table of values, or looked at elsewhere; objects and lists have their leaves."""
+    """Each leaf is refused completely, or in a table of values, or checked elsewhere; objects and lists consist of
+    leaves."""
     walked = {row[0] for row in VALUES} | ELSEWHERE.keys()
     missing = [
         path
@@ -346,7 +347,7 @@ def test_form_that_looks_empty_is_named(said: Host, change: Change) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path, kind in LEAVES if "[]" not in path])
-def test_null_is_as_a_field_that_is_left_out(said: Host, path: str) -> None:
+def test_null_equals_an_omitted_field(said: Host, path: str) -> None:
     spec: dict[str, Any] = example()
     put(spec, path, None)
     left_out = copy.deepcopy(spec)
@@ -362,37 +363,37 @@ GUESTS = "nodev\ttmpfs\nnodev\tproc\nnodev\tsysfs\n\text4\nnodev\tfuse\n"
 
 
 @pytest.mark.parametrize("kind", [*known.MOUNT_TYPES, "none", "", "floppyfs", "fuse.sshfs"])
-def test_mount_of_each_type_is_made_refused_or_warned_of(said: Host, kind: str, tmp_path: Path) -> None:
-    """What the host does not know of is left to the guest's kernel, and the error of that names the type."""
+def test_mount_of_each_type_is_created_refused_or_a_warning(said: Host, kind: str, tmp_path: Path) -> None:
+    """A type that the host does not know is left to the guest kernel, and its error names the type."""
     spec = example()
     mount(type=kind, source="none")(spec)
     message = said(spec)
     if kind in (*mount_types.HYPERVISOR, *mount_types.DISKS, *mount_types.KERNEL):
         assert f"mounts[7].type: {kind}" in message
         return
-    if kind in ("", "overlay"):  # no mount is without a type; the host mounts the other, whose options are missing
+    if kind in ("", "overlay"):  # every mount has a type; the host mounts the other one, whose options are missing
         assert ("mounts[7].options: lowerdir: missing" if kind else "mounts[7].type: missing") in message
         return
     assert message == ""
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/filesystems").write_text(GUESTS)
     listed = [{"destination": "/proc", "type": "proc"}, {"destination": "/b", "type": "none", "options": ["rbind"]}]
-    told = unknown_type(
+    messages = unknown_type(
         "crun create in the guest: mount `none` to `x`: No such device",
         {"mounts": [*listed, {"destination": "/x", "type": kind}]},
         root=str(tmp_path),
     )
     if kind in ("tmpfs", "proc", "sysfs", "fuse", "fuse.sshfs"):
-        assert told == ""
+        assert messages == ""
     else:
-        assert told == f"mounts: the guest's kernel has no file system {kind!r}, for /x"
+        assert messages == f"mounts: the guest's kernel has no file system {kind!r}, for /x"
 
 
 @pytest.mark.parametrize(
     "message",
     ["crun create in the guest: mount `none` to `x`: Permission denied", "crun create in the guest: No such device"],
 )
-def test_another_error_of_a_mount_stays_as_it_is(message: str) -> None:
+def test_other_errors_of_a_mount_are_unchanged(message: str) -> None:
     assert unknown_type(message, {"mounts": [{"destination": "/x", "type": "floppyfs"}]}) == ""
 
 

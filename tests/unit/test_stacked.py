@@ -1,4 +1,4 @@
-"""Which interfaces of a namespace the guest gets where some lie over others: a table of kinds."""
+"""Stacked interfaces of a network namespace, by kind: which of them the guest gets."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def enslaved(index: int, name: str, master: int = 4) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", ["bond", "bridge", "team", "openvswitch", "batadv", "some-later-kind"])
-def test_members_of_a_master_are_left(kind: str) -> None:
+def test_members_of_a_master_are_not_joined(kind: str) -> None:
     chosen = choose([2, 3, 4], [enslaved(2, "eth0"), enslaved(3, "eth1"), link(4, "upper", kind)], addressed={4, 2})
     assert (chosen.joined, chosen.passed, chosen.warnings) == ([4], {}, [])
 
 
-def test_members_of_a_master_that_is_down_are_left() -> None:
+def test_members_of_a_master_that_is_down_are_not_joined() -> None:
     """They receive nothing under runc either."""
     assert choose([2], [enslaved(2, "eth0"), link(4, "bond0", "bond")], addressed={2}).joined == []
 
@@ -42,9 +42,7 @@ def test_members_of_a_master_that_is_down_are_left() -> None:
     [("vlan", VLAN, 0x8100), ("vlan", QINQ, 0x88A8), ("vlan", {}, 0x8100), ("macsec", "00:00", 0x88E5)],
 )
 @pytest.mark.parametrize("has_address", [True, False])
-def test_a_vlans_parent_is_joined_where_it_has_addresses(
-    kind: str, data: Any, protocol: int, has_address: bool
-) -> None:
+def test_parent_of_a_vlan_is_joined_if_it_has_addresses(kind: str, data: Any, protocol: int, has_address: bool) -> None:
     chosen = choose([2, 4], [ETH0, link(4, "upper", kind, data=data, LINK=2)], addressed={4, *([2] * has_address)})
     assert chosen.joined == ([2, 4] if has_address else [4])
     assert chosen.passed == {2: {protocol}}
@@ -53,65 +51,70 @@ def test_a_vlans_parent_is_joined_where_it_has_addresses(
 
 @pytest.mark.parametrize("kind", ["macvlan", "macvtap", "ipvlan", "ipvtap", "some-later-kind"])
 @pytest.mark.parametrize("has_address", [True, False])
-def test_a_parent_whose_frames_cannot_be_told_apart_is_left(kind: str, has_address: bool) -> None:
+def test_parent_whose_frames_cannot_be_distinguished_is_not_joined(kind: str, has_address: bool) -> None:
     data = {"IFLA_IPVLAN_MODE": 1} if kind == "ipvlan" else None
     chosen = choose([2, 4], [ETH0, link(4, "upper", kind, data=data, LINK=2)], addressed={4, *([2] * has_address)})
     assert (chosen.joined, chosen.passed) == ([4], {})
-    words = f"interface eth0 has addresses, and upper ({kind}) is over it: the guest gets upper only"
+    words = f"interface eth0 has addresses, but upper ({kind}) is above it: the guest gets only upper"
     assert chosen.warnings == ([words] if has_address else [])
 
 
 @pytest.mark.parametrize("kind", ["macvlan", "ipvlan", "vlan"])
-def test_a_parent_in_another_namespace_is_no_lower_interface(kind: str) -> None:
-    """IFLA_LINK is the number of an interface there, which an interface here can have as well."""
+def test_parent_in_another_namespace_is_not_a_lower_interface(kind: str) -> None:
+    """There IFLA_LINK is the number of an interface in the other namespace, which an interface of this one may have as
+    well."""
     chosen = choose([2, 4], [ETH0, link(4, "eth1", kind, LINK=2, LINK_NETNSID=0)], addressed={2, 4})
     assert (chosen.joined, chosen.passed, chosen.warnings) == ([2, 4], {}, [])
 
 
 @pytest.mark.parametrize("kind", ["veth", "netkit"])
-def test_a_peer_is_no_lower_interface(kind: str) -> None:
-    """Both ends of a pair in one namespace."""
+def test_peer_is_not_a_lower_interface(kind: str) -> None:
+    """Both ends of a veth pair are in one namespace."""
     chosen = choose([2, 3], [link(2, "a", kind, LINK=3), link(3, "b", kind, LINK=2)], addressed={2, 3})
     assert (chosen.joined, chosen.warnings) == ([2, 3], [])
 
 
 @pytest.mark.parametrize("kind", ["vxlan", "geneve", "gretap", "ip6gretap", "erspan", "bareudp"])
-def test_a_tunnel_is_joined_only_where_its_outer_packets_are_of_another_namespace(kind: str) -> None:
+def test_tunnel_is_joined_only_if_its_outer_packets_are_in_another_namespace(kind: str) -> None:
     here = choose([2, 4], [ETH0, link(4, "tunnel", kind, LINK=2)], addressed={2, 4})
     assert here.joined == [2]
     assert here.warnings == [
-        f"interface tunnel is a tunnel ({kind}) to an address of the same namespace, which the guest has: "
+        f"interface tunnel is a tunnel ({kind}) to an address of the same namespace, which belongs to the guest: "
         "the guest does not get it"
     ]
-    there = choose([2, 4], [ETH0, link(4, "tunnel", kind, LINK=2, LINK_NETNSID=0)], addressed={2, 4})
-    assert (there.joined, there.warnings) == ([2, 4], [])
+    chosen_there = choose([2, 4], [ETH0, link(4, "tunnel", kind, LINK=2, LINK_NETNSID=0)], addressed={2, 4})
+    assert (chosen_there.joined, chosen_there.warnings) == ([2, 4], [])
 
 
 def test_members_of_a_vrf_are_joined_and_the_vrf_is_not() -> None:
     chosen = choose([2, 3, 4], [enslaved(2, "eth0"), ETH1, link(4, "red", "vrf", data={})], addressed={2})
     assert chosen.joined == [2, 3]
     assert chosen.warnings == [
-        "interface red is a VRF, of which the guest gets the members only: the guest does not get it"
+        "interface red is a VRF, of which the guest gets only the members: the guest does not get it"
     ]
 
 
 @pytest.mark.parametrize(("mode", "joined"), [(0, [4]), (1, [4]), (2, [])])
-def test_an_ipvlan_of_mode_l3s_is_left(mode: int, joined: list[int]) -> None:
+def test_ipvlan_in_mode_l3s_is_not_joined(mode: int, joined: list[int]) -> None:
     data = {"IFLA_IPVLAN_MODE": mode}
     chosen = choose([4], [link(4, "eth0", "ipvlan", data=data, LINK=2, LINK_NETNSID=0)], addressed={4})
     assert chosen.joined == joined
-    words = "interface eth0 is an ipvlan of mode l3s, whose packets do not pass traffic control (modes l2 and l3 do): "
-    assert chosen.warnings == ([] if joined else [f"{words}the guest does not get it"])
+    warning = (
+        "interface eth0 is an ipvlan in mode l3s, whose packets bypass traffic control (those of modes l2 and l3 do "
+        "not): the guest does not get it"
+    )
+    assert chosen.warnings == ([] if joined else [warning])
 
 
-def test_members_of_an_hsr_ring_are_left() -> None:
+def test_members_of_an_hsr_ring_are_not_joined() -> None:
     """pyroute2 does not decode this kind."""
     ring = link(4, "hsr0", "hsr", data="08:00:01:00:02:00:00:00:08:00:02:00:03:00:00:00:05:00:03:00:01")
     assert choose([2, 3, 4], [ETH0, ETH1, ring], addressed={4}).joined == [4]
 
 
 def test_several_levels() -> None:
-    """A VLAN with an address over a bond without, whose members are VLANs of two NICs, of which one has an address."""
+    """A VLAN with an address on a bond without one. The bond's members are VLANs of two NICs, one of which has an
+    address."""
     messages = [
         ETH0, ETH1,
         link(4, "eth0.7", "vlan", data=VLAN, LINK=2, MASTER=6), link(5, "eth1.7", "vlan", data=VLAN, LINK=3, MASTER=6),
@@ -128,11 +131,11 @@ def test_several_levels() -> None:
         (link(4, "eth0.5", "vlan", data=VLAN, LINK=2), [4], []),
         (
             link(4, "mv0", "macvlan", LINK=2), [],
-            ["interface mv0 came after eth0 below it, which the guest has: the guest does not get it"],
+            ["interface mv0 was created after the guest got eth0, its lower interface: the guest does not get it"],
         ),
     ],
 )  # fmt: skip
-def test_an_interface_that_comes_over_one_that_the_guest_has(
+def test_interface_created_above_one_that_the_guest_has(
     upper: dict[str, Any], joined: list[int], words: list[str]
 ) -> None:
     chosen = choose([4], [ETH0, upper], addressed={4}, taken={2})
@@ -140,14 +143,14 @@ def test_an_interface_that_comes_over_one_that_the_guest_has(
     assert chosen.passed == ({2: {0x8100}} if joined else {})
 
 
-def test_a_bond_over_what_the_guest_has() -> None:
+def test_bond_created_above_an_interface_that_the_guest_has() -> None:
     chosen = choose([4], [enslaved(2, "eth0"), link(4, "bond0", "bond")], addressed={4}, taken={2})
     assert chosen.joined == []
     assert chosen.warnings == [
-        "interface bond0 came after eth0 below it, which the guest has: the guest does not get it"
+        "interface bond0 was created after the guest got eth0, its lower interface: the guest does not get it"
     ]
 
 
-def test_what_went_meanwhile_is_left() -> None:
+def test_removed_interface_is_skipped() -> None:
     chosen = choose([2, 9], [ETH0, link(5, "x", "vlan", data=VLAN, LINK=77)], addressed=set())
     assert chosen.joined == [2]

@@ -1,4 +1,4 @@
-"""The state on disk: written whole, read as it is now, removed without touching what a mount may show."""
+"""The state on disk: it is written atomically, read with the present status, and removed without following mounts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hawse.state.store import CREATED, RUNNING, STOPPED, Store, alive, public, s
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = Store(str(tmp_path / "root"), "c1")
-    made.make()
-    return made
+    store = Store(str(tmp_path / "root"), "c1")
+    store.make()
+    return store
 
 
 def state(**changes: Any) -> dict[str, Any]:
@@ -26,11 +26,11 @@ def state(**changes: Any) -> dict[str, Any]:
     return {"id": "c1", "pid": mine, "pidStart": start_time(mine), "status": RUNNING, "annotations": {}} | changes
 
 
-def test_the_directory_is_for_root_alone(store: Store) -> None:
+def test_directory_is_only_accessible_to_root(store: Store) -> None:
     assert os.stat(store.path).st_mode & 0o777 == 0o700
 
 
-def test_an_id_is_claimed_once(store: Store) -> None:
+def test_id_is_claimed_only_once(store: Store) -> None:
     with pytest.raises(StateError, match="container with given ID already exists: c1"):
         store.make()
 
@@ -40,13 +40,13 @@ def test_an_id_is_claimed_once(store: Store) -> None:
     [
         ({}, True, RUNNING, True),
         ({"status": CREATED}, True, CREATED, True),
-        ({"pidStart": 1}, True, STOPPED, False),  # the number is another process's now
+        ({"pidStart": 1}, True, STOPPED, False),  # the pid belongs to another process now
         ({"pid": 2**22 + 5}, True, STOPPED, False),
-        ({}, False, STOPPED, False),  # no monitor
+        ({}, False, STOPPED, False),  # without a monitor
         ({"status": STOPPED}, True, STOPPED, False),
     ],
 )
-def test_it_is_read_as_it_is_now(
+def test_state_is_read_with_its_present_status(
     store: Store, changes: dict[str, Any], locked: bool, status: str, has_pid: bool
 ) -> None:
     lock = store.lock() if locked else -1
@@ -58,31 +58,31 @@ def test_it_is_read_as_it_is_now(
         os.close(lock)
 
 
-def test_a_create_that_was_killed_at_once_is_stopped(store: Store) -> None:
+def test_container_of_a_killed_create_is_stopped(store: Store) -> None:
     assert store.read()["status"] == STOPPED
 
 
 @pytest.mark.parametrize("text", ['{"id": "c1", "init_process_pid": 7}', "[]", "null", "not JSON"])
-def test_state_of_another_runtime_is_no_container(store: Store, text: str) -> None:
-    """containerd gives all runtimes of a namespace one root."""
+def test_state_of_another_runtime_is_not_a_container(store: Store, text: str) -> None:
+    """containerd uses one root directory for all runtimes of a namespace."""
     with open(f"{store.path}/state.json", "w") as file:
         file.write(text)
     with pytest.raises(NotFoundError, match=r"container does not exist: c1: .* is another runtime's"):
         store.read()
 
 
-def test_there_is_no_such_container(tmp_path: Path) -> None:
+def test_missing_container_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="container does not exist: c2"):
         Store(str(tmp_path), "c2").read()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a\n", "\u00fc", "x" * 256])
-def test_ids_that_are_none(tmp_path: Path, name: str) -> None:
+def test_invalid_ids_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="invalid container ID format"):
         Store(str(tmp_path), name)
 
 
-def test_runc_s_keys_in_runc_s_order() -> None:
+def test_state_has_the_keys_of_runc_in_the_same_order() -> None:
     full = state(ociVersion="1.0.2", bundle="/b", rootfs="/r", created="now", owner="root")
     assert list(public(full)) == ["ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "owner"]
     assert public(full | {"annotations": {"a": "b"}})["annotations"] == {"a": "b"}
@@ -96,7 +96,7 @@ def test_state_shows_why_the_vm_ended() -> None:
     }
 
 
-def test_a_container_is_removed_with_the_empty_directory_of_its_share(store: Store) -> None:
+def test_container_is_removed_with_the_empty_directory_of_its_share(store: Store) -> None:
     os.mkdir(f"{store.path}/share")
     store.remove()
     assert not os.path.exists(store.path)
@@ -135,7 +135,7 @@ def test_state_that_could_not_be_read_is_not_written(store: Store, number: float
 
 
 def plant(kind: str, path: str, target: str) -> None:
-    """What a guest could have left in a share that it can write to."""
+    """Files that a guest could have left in a share that it can write to."""
     if kind == "link":
         os.symlink(target, path)
     elif kind == "FIFO":
@@ -150,8 +150,10 @@ def plant(kind: str, path: str, target: str) -> None:
 
 @pytest.mark.parametrize("kind", ["link", "FIFO", "node", "directory", "file", "empty file"])
 @pytest.mark.parametrize("place", ["share/it", "share/c1/it"])
-def test_nothing_below_the_share_is_followed_or_deleted(store: Store, tmp_path: Path, kind: str, place: str) -> None:
-    """A share of an earlier version was on the host's own file system, and a guest could write to it."""
+def test_files_below_the_share_are_neither_followed_nor_deleted(
+    store: Store, tmp_path: Path, kind: str, place: str
+) -> None:
+    """The share of an earlier version was on the host's own file system, and a guest could write to it."""
     outside = tmp_path / "outside"
     (outside / "empty").mkdir(parents=True)
     (outside / "file").touch()
@@ -165,7 +167,7 @@ def test_nothing_below_the_share_is_followed_or_deleted(store: Store, tmp_path: 
     assert os.path.lexists(f"{store.path}/{place}")
 
 
-def test_a_share_that_is_a_link_is_not_followed(store: Store, tmp_path: Path) -> None:
+def test_share_that_is_a_symlink_is_not_followed(store: Store, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     os.symlink(tmp_path / "outside", f"{store.path}/share")
     with pytest.raises(StateError, match="share cannot be removed: Not a directory"):
@@ -173,7 +175,7 @@ def test_a_share_that_is_a_link_is_not_followed(store: Store, tmp_path: Path) ->
     assert (tmp_path / "outside").is_dir()
 
 
-def test_a_process_is_its_pid_and_its_start() -> None:
+def test_process_is_identified_by_pid_and_start_time() -> None:
     mine = os.getpid()
     assert alive(mine, start_time(mine))
     assert not alive(mine, start_time(mine) + 1)
@@ -194,13 +196,13 @@ def test_signals(text: str, number: int) -> None:
 @pytest.mark.parametrize(
     "text", ["65", "-9", "SIGNOTHING", "", "9x", "\u0669", "RTMIN+31", "RTMIN-1", "RTMIN+", "INT+1"]
 )
-def test_signals_that_are_none(text: str) -> None:
+def test_invalid_signals_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="unknown signal"):
         parse_signal(text)
 
 
-def test_the_lock_is_of_one_monitor_and_seen_by_others(store: Store) -> None:
-    assert not store.monitor_lives(), "there is none yet"
+def test_lock_is_held_by_one_monitor_and_visible_to_others(store: Store) -> None:
+    assert not store.monitor_lives(), "no monitor exists yet"
     lock = store.lock()
     assert store.monitor_lives()
     with pytest.raises(BlockingIOError):
@@ -209,7 +211,7 @@ def test_the_lock_is_of_one_monitor_and_seen_by_others(store: Store) -> None:
     assert not store.monitor_lives()
 
 
-def test_a_container_of_a_sandbox_has_the_sandboxs_monitor(store: Store) -> None:
+def test_joined_container_has_the_monitor_of_its_sandbox(store: Store) -> None:
     joined = Store(store.root, "c2")
     joined.make(sandbox=store)
     assert (joined.has_joined, store.has_joined) == (True, False)
@@ -217,10 +219,10 @@ def test_a_container_of_a_sandbox_has_the_sandboxs_monitor(store: Store) -> None
     assert joined.monitor_lives()
     os.close(lock)
     joined.remove()
-    assert os.path.exists(f"{store.path}/lock"), "the links are removed, and not what they point to"
+    assert os.path.exists(f"{store.path}/lock"), "the links are removed, and not their targets"
 
 
-def test_a_state_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+def test_state_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "root").touch()
     store = Store(f"{tmp_path}/root/below", "c1")
     with pytest.raises(StateError, match=r"cannot make the state directory .*/root/below/c1: Not a directory"):
@@ -236,10 +238,10 @@ def test_a_state_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> N
         ("running", False, STOPPED), ("paused", True, "paused"), ("paused", False, STOPPED), (STOPPED, True, STOPPED),
     ],
 )  # fmt: skip
-def test_a_first_process_that_is_gone_makes_its_container_stopped(
+def test_container_whose_first_process_has_ended_is_stopped(
     store: Store, status: str, alive_pid: bool, expected: str
 ) -> None:
-    """Before it is created a container has no process yet."""
+    """Before its creation a container has no process."""
     lock = store.lock()
     store.write(state(status=status) if alive_pid else state(status=status, pid=2**22 + 5))
     read = store.read()
@@ -248,7 +250,7 @@ def test_a_first_process_that_is_gone_makes_its_container_stopped(
     assert (read["pid"] == 0) is (expected == STOPPED)
 
 
-def test_a_reader_sees_the_old_state_or_the_new_one(store: Store) -> None:
+def test_reader_sees_either_the_old_or_the_new_state(store: Store) -> None:
     store.write(state())
     with open(f"{store.path}/state.json") as old:
         store.write(state(status=STOPPED))
@@ -256,12 +258,12 @@ def test_a_reader_sees_the_old_state_or_the_new_one(store: Store) -> None:
     assert os.listdir(store.path) == ["state.json"]
 
 
-def test_a_process_that_has_ended_has_no_start() -> None:
+def test_ended_process_has_no_start_time() -> None:
     child = os.fork()
     if child == 0:
         os._exit(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert start_time(child) == 0, "a zombie runs no more"
+    assert start_time(child) == 0, "a zombie does not run"
     os.waitpid(child, 0)
     assert start_time(child) == 0
     assert start_time(os.getpid()) > 0

@@ -80,7 +80,7 @@ def test_verb_works_as_with_all_three_open(
     left = ("" if 1 in numbers else expected[1], "" if 2 in numbers else expected[2])
     assert result == (expected[0], *left)
     methods = monitor.methods
-    assert methods[::2] == methods[1::2], "both asked the monitor for the same"
+    assert methods[::2] == methods[1::2], "both called the monitor in the same way"
 
 
 def test_container_is_deleted_with_all_three_closed(runtime: Runtime, monitor: FakeMonitor) -> None:

@@ -1,4 +1,4 @@
-"""The streams of a process at the monitor: whatever the guest sends, a number of its is looked up and never used."""
+"""The streams of a process at the monitor: whatever stream number the guest sends, it is checked against a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hawse.monitor.agent.guest_link import GuestLink, Route
 
 
 class Ends:
-    """Both ends of a route, which note what comes."""
+    """Both ends of a route, which record what they receive."""
 
     directions = directions(["in", "out", "both"])
 
@@ -40,34 +40,34 @@ ONE = (1).to_bytes(4, "big")
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 5])
-def test_the_guest_writes_where_the_process_does(number: int) -> None:
-    made, ends = route()
-    made.from_guest(number, DATA, b"x")
-    made.from_guest(number, EOF, b"")
+def test_guest_writes_to_streams_that_the_process_writes(number: int) -> None:
+    streams, ends = route()
+    streams.from_guest(number, DATA, b"x")
+    streams.from_guest(number, EOF, b"")
     assert ends.to_proxy == [(number, DATA, b"x"), (number, EOF, b"")]
-    made.from_proxy(number, CREDIT, ONE)
+    streams.from_proxy(number, CREDIT, ONE)
     with pytest.raises(LinkError, match="credit"):
         route()[0].from_guest(number, DATA, bytes(WINDOW + 1))
 
 
 @pytest.mark.parametrize(("kind", "payload"), [(DATA, b"x"), (EOF, b"")])
-def test_nothing_follows_the_end(kind: int, payload: bytes) -> None:
-    made, ends = route()
-    made.from_guest(4, EOF, b"")
+def test_data_after_the_end_is_refused(kind: int, payload: bytes) -> None:
+    streams, ends = route()
+    streams.from_guest(4, EOF, b"")
     with pytest.raises(LinkError, match="stream 4"):
-        made.from_guest(4, kind, payload)
-    made.from_guest(5, EOF, b"")
+        streams.from_guest(4, kind, payload)
+    streams.from_guest(5, EOF, b"")
     assert ends.to_proxy == [(4, EOF, b""), (5, EOF, b"")]
 
 
 @pytest.mark.parametrize("number", [0, 3, 5])
-def test_the_guest_gives_credit_where_the_process_reads(number: int) -> None:
-    made, ends = route()
-    made.from_proxy(number, DATA, b"x")
-    made.from_guest(number, CREDIT, ONE)
+def test_guest_gives_credit_for_streams_that_the_process_reads(number: int) -> None:
+    streams, ends = route()
+    streams.from_proxy(number, DATA, b"x")
+    streams.from_guest(number, CREDIT, ONE)
     assert ends.to_proxy == [(number, CREDIT, ONE)]
     with pytest.raises(LinkError, match="credit"):
-        made.from_guest(number, CREDIT, ONE)
+        streams.from_guest(number, CREDIT, ONE)
 
 
 READ_ONLY, WRITE_ONLY, ABSENT = (0, 3), (1, 2, 4), (6, 63)
@@ -77,11 +77,11 @@ READ_ONLY, WRITE_ONLY, ABSENT = (0, 3), (1, 2, 4), (6, 63)
     ("kind", "payload", "numbers"),
     [(DATA, b"x", READ_ONLY + ABSENT), (EOF, b"", READ_ONLY + ABSENT), (CREDIT, ONE, WRITE_ONLY + ABSENT)],
 )
-def test_a_guest_on_a_stream_that_is_not_there_ends_the_link(kind: int, payload: bytes, numbers: list[int]) -> None:
-    made, ends = route()
+def test_unknown_stream_of_the_guest_ends_the_link(kind: int, payload: bytes, numbers: list[int]) -> None:
+    streams, ends = route()
     for number in numbers:
         with pytest.raises(LinkError, match=f"stream {number}"):
-            made.from_guest(number, kind, payload)
+            streams.from_guest(number, kind, payload)
     assert ends.to_proxy == []
 
 
@@ -89,19 +89,19 @@ def test_a_guest_on_a_stream_that_is_not_there_ends_the_link(kind: int, payload:
     ("kind", "payload", "numbers"),
     [(DATA, b"x", WRITE_ONLY + ABSENT), (EOF, b"", WRITE_ONLY + ABSENT), (CREDIT, ONE, READ_ONLY + ABSENT)],
 )
-def test_a_proxy_on_a_stream_that_is_not_there_is_not_passed_on(kind: int, payload: bytes, numbers: list[int]) -> None:
-    made, ends = route()
+def test_unknown_stream_of_a_proxy_is_not_forwarded(kind: int, payload: bytes, numbers: list[int]) -> None:
+    streams, ends = route()
     for number in numbers:
         with pytest.raises(KeyError):
-            made.from_proxy(number, kind, payload)
+            streams.from_proxy(number, kind, payload)
     assert ends.to_guest == []
 
 
-def test_when_the_proxy_is_gone_every_stream_drains() -> None:
-    made, ends = route()
-    made.from_guest(4, DATA, b"early")
-    made.discard()
-    made.from_guest(5, DATA, bytes(WINDOW // 4))
+def test_streams_are_drained_after_the_end_of_the_proxy() -> None:
+    streams, ends = route()
+    streams.from_guest(4, DATA, b"early")
+    streams.discard()
+    streams.from_guest(5, DATA, bytes(WINDOW // 4))
     assert [frame[3] for frame in ends.to_guest] == [STREAMS + 4, STREAMS + 5]
     assert ends.to_proxy == [(4, DATA, b"early")]
 
@@ -112,6 +112,6 @@ def test_preserved_descriptors_follow_stdio(preserved: list[str]) -> None:
 
 
 @pytest.mark.parametrize("preserved", [None, "in", 3, ["sideways"], [None], [["in"]], ["in"] * (MAX_PRESERVED + 1)])
-def test_what_is_no_list_of_directions_is_refused(preserved: object) -> None:
+def test_invalid_list_of_directions_is_refused(preserved: object) -> None:
     with pytest.raises(LinkError):
         directions(preserved)

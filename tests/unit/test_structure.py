@@ -58,9 +58,10 @@ CROSSINGS = {
     # `hawse run` in the foreground becomes the proxy of its container.
     "cli.runc.run": "proxy",
 }
-#: What the guest has.
+#: Top-level modules and packages of hawse in the guest.
 GUEST = {"errors", "json_text", "linux.libc", "linux.mounts", "linux.netlink", "link", "vfio.sysfs", "agent"}
-#: Files of one folder. More of them than a reader keeps in mind; cli/runc has one for each of runc's verbs.
+#: The maximum number of files in a folder, so that readers can keep them in mind. cli/runc contains one for each verb
+#: of runc.
 MOST_FILES = 15
 #: Lines and parameters of a function, "self" not counted.
 MOST_LINES, MOST_PARAMETERS = 60, 7
@@ -82,25 +83,25 @@ def imports(path: str) -> set[str]:
     """The modules of hawse that a source imports, as "vm.ports"."""
     with open(path) as file:
         tree = ast.parse(file.read())
-    found = set()
+    names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("hawse"):
             module = node.module.removeprefix("hawse").lstrip(".")
-            found |= {module} | ({f"{module}.{alias.name}".lstrip(".") for alias in node.names} if module else set())
+            names |= {module} | ({f"{module}.{alias.name}".lstrip(".") for alias in node.names} if module else set())
             if not module:
-                found |= {alias.name for alias in node.names}
-    return found - {""}
+                names |= {alias.name for alias in node.names}
+    return names - {""}
 
 
 def sources() -> list[tuple[str, str]]:
     """(module, path) of every source."""
-    found = []
+    modules = []
     for directory, _, names in os.walk(PACKAGE):
         for name in sorted(names):
             if name.endswith(".py") and name != "__init__.py":
                 path = os.path.join(directory, name)
-                found.append((os.path.relpath(path, PACKAGE)[:-3].replace("/", "."), path))
-    return found
+                modules.append((os.path.relpath(path, PACKAGE)[:-3].replace("/", "."), path))
+    return modules
 
 
 def process(module: str) -> str:
@@ -132,8 +133,8 @@ def test_modules_import_lower_layers_only(module: str, path: str) -> None:
 
 
 @pytest.mark.parametrize(("module", "path"), sources())
-def test_a_process_imports_no_code_of_another_process(module: str, path: str) -> None:
-    """The command does not import the monitor's code, and so on: what both need is in a shared package."""
+def test_process_imports_no_code_of_another_process(module: str, path: str) -> None:
+    """The command does not import the monitor's code, and so on: code that both need is in a shared package."""
     for imported in imports(path):
         if process(imported) not in ("", process(module)):
             assert CROSSINGS.get(module) == imported.split(".")[0], f"{module} imports {imported}"

@@ -1,4 +1,5 @@
-"""The scope that systemd makes for a container: what busctl is asked for, and how long the move is waited for."""
+"""The scope that systemd creates for a container: the calls of busctl, and how long the move of the process is
+awaited."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ WITHOUT = "the cgroup /a.slice/b-c1.scope is made without systemd"
 
 
 def busctl(directory: Path, script: str) -> str:
-    """A program that records its arguments and then does what the script says; the process is 77."""
+    """A program that records its arguments and runs the script; the process is 77."""
     program = directory / "busctl"
     program.write_text(f'#!/bin/sh\necho "$@" >>{directory}/asked\nmkdir -p {directory}/77\n{script}\n')
     program.chmod(0o755)
@@ -39,13 +40,13 @@ def test_process_that_systemd_moves_at_once_or_later(tmp_path: Path, delay: str)
 def test_process_that_systemd_does_not_move(tmp_path: Path) -> None:
     """Neither a unit whose name ends alike nor a child of the unit is meant."""
     script = f"printf '0::/a.slice/xb-c1.scope\\n1:x:/a.slice/b-c1.scope/child\\n' >{tmp_path}/77/cgroup"
-    for made in (script, f"rm -r {tmp_path}/77"):
-        assert enter(tmp_path, made, seconds=0.02) == [
+    for body in (script, f"rm -r {tmp_path}/77"):
+        assert enter(tmp_path, body, seconds=0.02) == [
             f"systemd has not moved a process into b-c1.scope for 0.02 s: {WITHOUT}"
         ]
 
 
-def test_plan_without_unit_and_host_without_systemd_ask_nobody(tmp_path: Path) -> None:
+def test_systemd_is_not_called_without_a_unit_or_without_systemd(tmp_path: Path) -> None:
     program = busctl(tmp_path, "true")
     assert enter_scope(CgroupPlan(path="/x"), 77, busctl=program, running=str(tmp_path)) == []
     [warning] = enter_scope(PLAN, 77, busctl=program, running=f"{tmp_path}/none")

@@ -32,7 +32,7 @@ def leave(cache: str, digest: str, shape: VmShape, content: bytes = b"memory") -
     os.pwrite(ram, content, 4096)
     draft.fill(ram, b"state")
     os.close(ram)
-    assert templates.find(cache, digest) is None, "nobody sees it before it is whole"
+    assert templates.find(cache, digest) is None, "it is not visible before it is complete"
     draft.commit()
     draft.close()
 

@@ -1,4 +1,4 @@
-"""`hawse template`: the saved machines are listed, built and removed."""
+"""`hawse template`: saved VMs are listed, built and removed."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def host(tmp_path: Path) -> Planner:
 
 @pytest.fixture
 def hawse(host: Planner) -> Command:
-    made = Command(host.directory)
-    made.configure(host.config(vm='share = "9p"'))
-    return made
+    command = Command(host.directory)
+    command.configure(host.config(vm='share = "9p"'))
+    return command
 
 
 def keep(host: Planner, digest: str, *, used: int = 0) -> str:
-    """A template of the bundle's machine under a digest, with so many MiB of memory in use; its directory."""
+    """A template of the bundle's VM under a digest, with this many MiB of memory in use; returns its directory."""
     return keep_template(host.cache, digest, host.sandbox(host.config(vm='share = "9p"')).machine, used_mib=used)
 
 
@@ -41,7 +41,7 @@ def digest_of(machine: MachinePlan) -> str:
     return machine.template.digest
 
 
-def test_table_has_a_line_for_each(host: Planner, hawse: Command) -> None:
+def test_table_has_a_line_for_every_template(host: Planner, hawse: Command) -> None:
     assert hawse("template", "list").output == f"{'DIGEST':14}{'MIB':>6}  {'CREATED':21}MACHINE\n"
     keep(host, "a" * 64, used=2)
     manifest = Path(keep(host, "b" * 64)) / "manifest.json"
@@ -92,7 +92,7 @@ def test_templates_are_removed(host: Planner, hawse: Command, words: list[str], 
 
 @pytest.mark.parametrize("bundle", [False, True])
 def test_existing_template_is_not_built_again(host: Planner, hawse: Command, bundle: bool) -> None:
-    """Of the configuration's machine, or of a bundle's."""
+    """That of the configuration's VM, or of a bundle's."""
     machine = host.sandbox(host.config(vm='share = "9p"')).machine
     keep(host, digest_of(machine), used=3)
     done = hawse("template", "build", *(["--bundle", host.bundle] if bundle else []))
@@ -103,9 +103,9 @@ def test_existing_template_is_not_built_again(host: Planner, hawse: Command, bun
 def test_no_template_is_built_if_templates_are_disabled(host: Planner, hawse: Command) -> None:
     hawse.configure(host.config(more="[template]\nenabled = false"))
     done = hawse("template", "build")
-    assert (done.code, "this machine has no template" in done.errors) == (1, True)
+    assert (done.code, "this VM cannot have a template" in done.errors) == (1, True)
     host.write(lambda spec: spec.update(annotations={"hawse.devices": "5"}))
-    with pytest.raises(ConfigError, match="this machine has no template"):
+    with pytest.raises(ConfigError, match="this VM cannot have a template"):
         build(host.sandbox(host.config(more=f'[devices]\nplug = "cold"\n{EMULATED}')).machine)
 
 
@@ -132,6 +132,9 @@ def test_template_that_another_process_builds_is_not_built_twice(tmp_path: Path)
     assert draft is not None
     try:
         done = host.hawse("template", "build")
-        assert (done.code, done.errors) == (1, "hawse: another process is making this template [wait for it]\n")
+        assert (done.code, done.errors) == (
+            1,
+            "hawse: another process is building this template [wait until it has finished]\n",
+        )
     finally:
         draft.close()

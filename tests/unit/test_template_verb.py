@@ -114,9 +114,9 @@ def test_cache_without_templates_has_an_empty_table(tmp_path: Path, capsys: pyte
 
 @pytest.mark.parametrize(("fresh", "how"), [(True, "built in 2.5 s"), (False, "exists already")])
 def test_result_of_a_build_is_printed(settings: Settings, fresh: bool, how: str) -> None:
-    made = templates.find(settings.config.image.cache, FIRST)
-    assert made is not None
-    assert verb.described(made, fresh, 2.46) == f"template {FIRST[:12]}: 3 MiB, {how}"
+    template = templates.find(settings.config.image.cache, FIRST)
+    assert template is not None
+    assert verb.described(template, fresh, 2.46) == f"template {FIRST[:12]}: 3 MiB, {how}"
 
 
 def test_build_is_for_the_vm_of_the_bundle_or_for_one_without_devices(settings: Settings) -> None:

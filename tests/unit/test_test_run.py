@@ -51,10 +51,10 @@ def test_failing_run_saves_evidence_and_closes_with_counts(tmp_path: Path) -> No
     assert done.returncode == 1, done.stdout + done.stderr
     saved = re.findall(rf"^{tmp_path}/evidence/\S+", done.stdout, re.MULTILINE)
     failed, hung = sorted(saved)
-    found = {path.name for path in Path(failed).rglob("*") if path.is_file()}
-    assert found == {"console.log", "qmp.log", "state.json", "processes.txt"}
+    names = {path.name for path in Path(failed).rglob("*") if path.is_file()}
+    assert names == {"console.log", "qmp.log", "state.json", "processes.txt"}
     processes = Path(hung, "processes.txt").read_text()
-    assert "hawse-stand-in" in processes, "the process that hangs is still there when evidence is saved"
+    assert "hawse-stand-in" in processes, "the hanging process still exists when evidence is saved"
     assert "<module> (<string>:1)" in processes, "with its Python stack"
     assert "not run: Skipped: needs huge pages: reserve some\n" in done.stdout
     assert "faults injected and survived: 1\n" in done.stdout

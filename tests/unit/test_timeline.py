@@ -1,4 +1,4 @@
-"""Steps on one clock, and the trace that is made of them."""
+"""Steps on one clock, and the trace that is written from them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS: list[Step] = [
 ]
 
 
-def test_a_trace_has_a_thread_for_each_lane_and_times_in_microseconds() -> None:
+def test_trace_has_a_thread_for_each_lane_and_times_in_microseconds() -> None:
     events = timeline.trace(STEPS, name="c1")["traceEvents"]
     assert isinstance(events, list)
     lanes = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
@@ -36,14 +36,14 @@ def test_a_trace_has_a_thread_for_each_lane_and_times_in_microseconds() -> None:
     ]
 
 
-def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = str(tmp_path / "trace.json")
     timeline.write(path, STEPS, name="c1")
     assert timeline.read(path) == [(lane, name, began - 100, ended - 100) for lane, name, began, ended in
                                    sorted(STEPS, key=lambda step: step[2])]  # fmt: skip
 
 
-def test_a_trace_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+def test_trace_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
     timeline.write(f"{tmp_path}/missing/trace.json", STEPS, name="c1")
 
 
@@ -52,14 +52,14 @@ def test_a_trace_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
     [("{", "it is no trace"), ("[]", "it is no trace"), ('{"traceEvents": [{"ph": "X"}]}', "it is no trace"),
      ('{"traceEvents": []}', "it has no steps")],
 )  # fmt: skip
-def test_what_is_no_trace_is_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_file_that_is_not_a_trace_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "trace.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=words):
         timeline.read(str(path))
 
 
-def test_a_step_is_noted_though_it_fails() -> None:
+def test_failed_step_is_recorded() -> None:
     steps = Steps("/dev/null", [])
     with pytest.raises(KeyError), steps.span("QEMU", "fails"):
         raise KeyError
@@ -74,7 +74,7 @@ json_values = st.recursive(
 
 
 def note(answer: object, *, offset: float = 0.0) -> list[Step]:
-    """The steps that are noted of the agent's answer to trace."""
+    """The steps that are recorded from the agent's answer to the call trace."""
     steps = Steps("/dev/null", [])
     steps.add_guest(read_answer(Trace(), answer), offset=offset)
     return steps.done
@@ -85,7 +85,7 @@ def guest_step(name: object, began: object, ended: object) -> dict[str, object]:
 
 
 @given(json_values | st.lists(st.builds(guest_step, st.text(), st.integers(), st.integers())))
-def test_whatever_a_guest_reports_leaves_steps_that_can_be_drawn(answer: object) -> None:
+def test_any_report_of_a_guest_gives_steps_that_can_be_drawn(answer: object) -> None:
     try:
         done = note(answer, offset=5.0)
     except VmError as error:
@@ -94,14 +94,14 @@ def test_whatever_a_guest_reports_leaves_steps_that_can_be_drawn(answer: object)
     json.dumps(timeline.trace(done, name="c1"))
 
 
-def test_a_guests_steps_are_moved_onto_our_clock_and_bounded() -> None:
+def test_steps_of_a_guest_are_limited_and_on_the_clock_of_the_host() -> None:
     done = note([guest_step("share mounted\x1b[2J", 1_000_000_000, 2_500_000_000)] * 1000, offset=5.0)
     assert len(done) == 256
     assert done[0] == ("in the guest: share mounted[2J", "share mounted[2J", 6.0, 7.5)
 
 
 @given(st.floats(0, 10), st.floats(0, 10), st.integers(20, 200))
-def test_a_bar_fits_its_line_and_is_never_empty(began: float, takes: float, width: int) -> None:
+def test_bar_fits_its_line_and_is_never_empty(began: float, takes: float, width: int) -> None:
     drawn = bar(began, began + takes, 20.0, width)
     assert drawn.count("█") >= 1
     assert len(drawn) <= width
@@ -118,7 +118,7 @@ def test_steps_that_begin_together_are_drawn_from_the_outer_one() -> None:
     assert events[0]["args"] == {"name": "hawse c1"}
 
 
-def test_a_trace_replaces_the_former_whole(tmp_path: Path) -> None:
+def test_trace_replaces_the_previous_one_completely(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     path.write_text("the former")
     with open(path) as former:
@@ -128,7 +128,7 @@ def test_a_trace_replaces_the_former_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [0, 1])
-def test_a_trace_is_read_up_to_a_size(tmp_path: Path, more: int) -> None:
+def test_trace_is_read_up_to_a_size(tmp_path: Path, more: int) -> None:
     path = tmp_path / "trace.json"
     timeline.write(str(path), STEPS, name="c1")
     with open(path, "a") as file:
@@ -140,7 +140,7 @@ def test_a_trace_is_read_up_to_a_size(tmp_path: Path, more: int) -> None:
         timeline.read(str(path))
 
 
-def test_a_trace_that_does_not_exist_is_named(tmp_path: Path) -> None:
+def test_missing_trace_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"timeline .*/none: No such file"):
         timeline.read(f"{tmp_path}/none")
 
@@ -156,7 +156,7 @@ def test_a_trace_that_does_not_exist_is_named(tmp_path: Path) -> None:
         (guest_step("a", 1, 2) | {"more": 1}, ("a", 1e-9, 2e-9)),
     ],
 )
-def test_a_guests_step_is_noted(entry: object, noted: tuple[str, float, float]) -> None:
+def test_step_of_a_guest_is_recorded(entry: object, noted: tuple[str, float, float]) -> None:
     done = note([entry, guest_step("last", 1, 2)])
     assert [(name, began, ended) for _, name, began, ended in done] == [noted, ("last", 1e-9, 2e-9)]
 
@@ -176,26 +176,26 @@ def test_a_guests_step_is_noted(entry: object, noted: tuple[str, float, float]) 
         ("abc", "[1]: Expected `object`, got `str`"),
     ],
 )
-def test_steps_of_a_guest_that_are_not_usable(entry: object, refusal: str) -> None:
-    """None of them is noted: an agent that is not hostile sends no such step."""
+def test_invalid_steps_of_a_guest_are_ignored(entry: object, refusal: str) -> None:
+    """None of these steps is recorded; only a hostile agent sends them."""
     with pytest.raises(VmError) as caught:
         note([guest_step("first", 1, 2), entry])
     assert caught.value.message == f"the guest's answer to trace is unusable: {refusal}"
 
 
 @pytest.mark.parametrize("answer", [None, "text", {"a": 1}, 5])
-def test_a_guest_that_reports_no_list_has_no_steps(answer: object) -> None:
+def test_report_of_a_guest_that_is_not_a_list_has_no_steps(answer: object) -> None:
     with pytest.raises(VmError, match=r"^the guest's answer to trace is unusable: Expected `array`"):
         note(answer)
 
 
-def test_steps_are_written_where_they_can_be(tmp_path: Path) -> None:
+def test_steps_are_written_if_the_file_is_writable(tmp_path: Path) -> None:
     steps = Steps(f"{tmp_path}/steps.json", STEPS)
     steps.save()
     assert json.loads((tmp_path / "steps.json").read_text()) == [list(step) for step in STEPS]
     Steps(f"{tmp_path}/none/steps.json", []).save()
 
 
-def test_a_process_was_started_before_now() -> None:
-    """On the clock of the steps, which is one for all processes of the host."""
+def test_start_time_of_a_process_is_in_the_past() -> None:
+    """On the clock of the steps, which all processes of the host share."""
     assert 0 < process_start() <= time.monotonic()

@@ -1,4 +1,5 @@
-"""Directories that other users can change are detected and reported; new ones have the same mode under every umask."""
+"""Directories that other users can change are detected and reported. New directories get the same mode under every
+umask."""
 
 from __future__ import annotations
 

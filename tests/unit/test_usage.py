@@ -1,4 +1,4 @@
-"""Statistics, process lists and limits: data of guests and engines is checked and converted."""
+"""Statistics, process lists and limits: data from guests and engines is checked and converted."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ JSON = st.recursive(
 CURRENT = {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}, "blockIO": {"weight": 7}, "pids": None}
 
 
-def test_statistics_in_runcs_shape() -> None:
-    made = convert({
+def test_statistics_have_the_format_of_runc() -> None:
+    converted = convert({
         "cpu.stat": "usage_usec 30\nuser_usec 20\nsystem_usec 10\nnr_periods 4\nnr_throttled 2\nthrottled_usec 5\n",
         "memory.current": "4096\n", "memory.max": "max\n", "memory.peak": "8192\n", "memory.stat": "anon 7\nfile 9\n",
         "memory.swap.current": "1\n", "memory.swap.max": "max\n", "memory.events": "low 0\nmax 3\noom_kill 1\n",
@@ -41,56 +41,56 @@ def test_statistics_in_runcs_shape() -> None:
         "io.stat": "8:16 rbytes=5 wbytes=6 rios=1 wios=2 dbytes=0 dios=0\n",
         "hugetlb.2MB.current": "2097152\n", "hugetlb.2MB.events": "max 1\n",
     })  # fmt: skip
-    assert made["cpu"] == {
+    assert converted["cpu"] == {
         "usage": {"total": 30000, "kernel": 10000, "user": 20000},
         "throttling": {"periods": 4, "throttledPeriods": 2, "throttledTime": 5000},
     }
     most = 2**64 - 1
-    assert made["memory"] == {
+    assert converted["memory"] == {
         "cache": 9, "raw": {"anon": 7, "file": 9},
         "usage": {"usage": 4096, "max": 8192, "limit": most, "failcnt": 3},
         "swap": {"usage": 4097, "limit": most, "failcnt": 0},
         "kernel": {"limit": 0, "failcnt": 0}, "kernelTCP": {"limit": 0, "failcnt": 0},
     }  # fmt: skip
-    assert made["pids"] == {"current": 2}
-    assert made["blkio"]["ioServiceBytesRecursive"] == [
+    assert converted["pids"] == {"current": 2}
+    assert converted["blkio"]["ioServiceBytesRecursive"] == [
         {"major": 8, "minor": 16, "op": "Read", "value": 5},
         {"major": 8, "minor": 16, "op": "Write", "value": 6},
         {"major": 8, "minor": 16, "op": "Discard"},
     ]
-    assert made["hugetlb"] == {"2MB": {"usage": 2097152, "failcnt": 1}}
-    assert made["network_interfaces"] is None
+    assert converted["hugetlb"] == {"2MB": {"usage": 2097152, "failcnt": 1}}
+    assert converted["network_interfaces"] is None
 
 
 def test_statistics_of_a_hostile_guest_fit_in_64_bits() -> None:
-    """Engines read them as Go's uint64, and would fail of a greater number."""
+    """Engines parse them as Go's uint64, and would fail with a larger number."""
     most = 2**64 - 1
-    made = convert({
+    converted = convert({
         "cpu.stat": "".join(f"{name}_usec {most}\n" for name in ("usage", "user", "system", "throttled")),
         "memory.current": str(most), "memory.swap.current": str(most),
     })  # fmt: skip
-    assert made["cpu"]["usage"] == {"total": most, "kernel": most, "user": most}
-    assert made["cpu"]["throttling"] == {"throttledTime": most}
-    assert made["memory"]["swap"]["usage"] == most
+    assert converted["cpu"]["usage"] == {"total": most, "kernel": most, "user": most}
+    assert converted["cpu"]["throttling"] == {"throttledTime": most}
+    assert converted["memory"]["swap"]["usage"] == most
 
 
 @given(JSON)
-def test_no_guest_breaks_the_statistics(answer: Any) -> None:
+def test_any_answer_of_a_guest_gives_valid_statistics(answer: Any) -> None:
     try:
-        made = convert(read_answer(Statistics(container="c1"), answer))
+        converted = convert(read_answer(Statistics(container="c1"), answer))
     except VmError:
         assert not isinstance(answer, dict) or not all(isinstance(text, str) for text in answer.values())
         return
-    assert made["cpu"]["usage"]["user"] == 0
+    assert converted["cpu"]["usage"]["user"] == 0
 
 
 @given(st.dictionaries(st.sampled_from(["cpu.stat", "memory.stat", "io.stat", "memory.max"]), st.text(max_size=60)))
-def test_no_text_breaks_the_statistics(told: dict[str, str]) -> None:
-    assert set(convert(told)) >= {"cpu", "memory", "pids", "blkio"}
+def test_any_text_of_a_guest_gives_valid_statistics(texts: dict[str, str]) -> None:
+    assert set(convert(texts)) >= {"cpu", "memory", "pids", "blkio"}
 
 
 @given(JSON)
-def test_no_guest_breaks_the_list_of_processes(answer: Any) -> None:
+def test_any_answer_of_a_guest_gives_a_valid_list_of_processes(answer: Any) -> None:
     try:
         processes = read_answer(Listing(container="c1"), answer)
     except VmError:
@@ -122,7 +122,7 @@ def listed(*processes: object) -> list[Row]:
         ([{key: PROCESS[key] for key in PROCESS if key != "used"}], "[0]: Object missing required field `used`"),
     ],
 )
-def test_list_of_processes_that_is_not_usable(answer: object, refusal: str) -> None:
+def test_invalid_list_of_processes_is_refused(answer: object, refusal: str) -> None:
     with pytest.raises(VmError) as caught:
         read_answer(Listing(container="c1"), answer)
     assert caught.value.message == f"the guest's answer to listing is unusable: {refusal}"
@@ -138,7 +138,7 @@ def test_list_of_processes_that_is_not_usable(answer: object, refusal: str) -> N
         ({"memory.current": None}, "[...]: Expected `str`, got `null`"),
     ],
 )
-def test_statistics_that_are_not_usable(answer: object, refusal: str) -> None:
+def test_invalid_statistics_are_refused(answer: object, refusal: str) -> None:
     with pytest.raises(VmError) as caught:
         read_answer(Statistics(container="c1"), answer)
     assert caught.value.message == f"the guest's answer to statistics is unusable: {refusal}"
@@ -178,12 +178,12 @@ def test_processes_are_read_from_proc(tmp_path: Path) -> None:
         (tmp_path / str(pid) / "stat").write_text(f"{pid} (a ) b) {' '.join(fields)}\n")
         (tmp_path / str(pid) / "cmdline").write_bytes(b"" if pid == 51 else b"/bin/sh\0-c\0x\0")
         (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nNSpid:\t{spaces}\n".replace(" ", "\t"))
-    found = rows(read_answer(Listing(container="c1"), listing([51, 50, 99], proc=str(tmp_path))))
+    listed = rows(read_answer(Listing(container="c1"), listing([51, 50, 99], proc=str(tmp_path))))
     uid = os.getuid()
-    assert found == [(uid, 1, 0, 100, "?", 2, "/bin/sh -c x"), (uid, 2, 1, 100, "pts/3", 2, "[a ) b]")]
+    assert listed == [(uid, 1, 0, 100, "?", 2, "/bin/sh -c x"), (uid, 2, 1, 100, "pts/3", 2, "[a ) b]")]
 
 
-def test_a_cgroup_that_is_gone_has_nothing(tmp_path: Path) -> None:
+def test_removed_cgroup_has_no_statistics(tmp_path: Path) -> None:
     gone = Cgroup("/hawse/c1", root=str(tmp_path))
     assert (gone.members(), gone.statistics(), gone.oom_kills()) == ([], {}, 0)
     (tmp_path / "hawse" / "c1" / "sub").mkdir(parents=True)
@@ -193,13 +193,13 @@ def test_a_cgroup_that_is_gone_has_nothing(tmp_path: Path) -> None:
     }  # fmt: skip
     for path, text in files.items():
         (tmp_path / "hawse" / "c1" / path).write_text(text)
-    found = Cgroup("/hawse/c1", root=str(tmp_path))
-    assert (found.members(), found.oom_kills()) == ([1, 2, 3], 2)
-    assert set(found.statistics()) == {"memory.events", "pids.max", "hugetlb.2MB.max"}
+    cgroup = Cgroup("/hawse/c1", root=str(tmp_path))
+    assert (cgroup.members(), cgroup.oom_kills()) == ([1, 2, 3], 2)
+    assert set(cgroup.statistics()) == {"memory.events", "pids.max", "hugetlb.2MB.max"}
 
 
 @pytest.mark.parametrize(
-    ("wanted", "guest"),
+    ("update", "guest"),
     [
         ({}, {"memory": {"limit": 64}, "cpu": {"shares": 512, "period": 1000}}),
         ({"memory": {"limit": 128}}, {"memory": {"limit": 128}, "cpu": {"shares": 512, "period": 1000}}),
@@ -233,12 +233,12 @@ def test_a_cgroup_that_is_gone_has_nothing(tmp_path: Path) -> None:
         ),
     ],
 )  # fmt: skip
-def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> None:
-    assert for_guest(merge(wanted, CURRENT)) == guest
+def test_limits_are_merged(update: dict[str, Any], guest: dict[str, Any]) -> None:
+    assert for_guest(merge(update, CURRENT)) == guest
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("update", "words"),
     [
         ([], "no JSON object"),
         ({"memory": {"limit": "64m"}}, "memory.limit: expected int"),
@@ -263,22 +263,22 @@ def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> Non
         ({"unified": {"memory.../x": "1"}}, "cannot be changed"),
     ],
 )
-def test_field_that_cannot_be_changed_is_named(wanted: Any, words: str) -> None:
+def test_field_that_cannot_be_changed_is_named(update: Any, words: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        merge(wanted, CURRENT)
+        merge(update, CURRENT)
     assert words in caught.value.message
 
 
 @given(JSON)
-def test_no_engine_breaks_the_merge(wanted: Any) -> None:
+def test_any_update_of_an_engine_is_merged_or_refused(update: Any) -> None:
     try:
-        merge(wanted, CURRENT)
+        merge(update, CURRENT)
     except ConfigError as error:
         assert error.message.startswith("update: ")
 
 
 @pytest.mark.parametrize(
-    ("wanted", "nothing"),
+    ("update", "nothing"),
     [
         ({}, True),
         ({"memory": {"limit": 64, "reservation": 0}, "cpu": {"shares": 512}, "pids": None}, True),
@@ -299,16 +299,16 @@ def test_no_engine_breaks_the_merge(wanted: Any) -> None:
         ([], False),
     ],
 )
-def test_update_that_changes_nothing_is_detected(wanted: Any, nothing: bool) -> None:
+def test_update_that_changes_nothing_is_detected(update: Any, nothing: bool) -> None:
     current = limits_of(CURRENT)
-    assert changes_nothing(wanted, current) is nothing
+    assert changes_nothing(update, current) is nothing
     if nothing:
-        assert limits_of(merge(wanted, current)) == current
+        assert limits_of(merge(update, current)) == current
 
 
 @given(JSON)
-def test_update_that_changes_nothing_leaves_the_limits(wanted: Any) -> None:
-    for document in (wanted, {"memory": wanted}, {"unified": wanted}, {"blockIO": wanted}):
+def test_update_that_changes_nothing_leaves_the_limits(update: Any) -> None:
+    for document in (update, {"memory": update}, {"unified": update}, {"blockIO": update}):
         if changes_nothing(document, CURRENT):
             with suppress(ConfigError):  # a zero of another type
                 assert merge(document, CURRENT) == CURRENT
@@ -326,11 +326,11 @@ def test_update_that_changes_nothing_leaves_the_limits(wanted: Any) -> None:
         ({}, {"cpu": {"quota": 5, "period": 10}}, {"cpu": {"quota": 5, "period": 10}}),
     ],
 )  # fmt: skip
-def test_only_what_changes_is_sent(before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]) -> None:
+def test_only_changed_limits_are_sent(before: dict[str, Any], after: dict[str, Any], sent: dict[str, Any]) -> None:
     assert difference(before, after) == sent
 
 
-def test_file_that_is_no_controllers_is_accepted_unchanged() -> None:
+def test_cgroup_file_of_no_controller_is_accepted_unchanged() -> None:
     """Engines send config.json's `unified` again."""
     current = {"unified": {"hugetlb.2MB.max": "0", "memory.high": "9"}}
     assert merge(current, current) == current
@@ -339,7 +339,7 @@ def test_file_that_is_no_controllers_is_accepted_unchanged() -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("0", 0), ("512m", 512 << 20), ("1G", 1 << 30), ("2kb", 2048), ("3 MiB", 3 << 20), ("-1", -1)]
 )
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_size("memory", text) == size
 
 
@@ -369,7 +369,7 @@ def test_options_become_resources() -> None:
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("5s", 5), ("1m30s", 90), ("250ms", 0.25), ("1.5h", 5400)])
-def test_intervals(text: str, seconds: float) -> None:
+def test_intervals_are_parsed(text: str, seconds: float) -> None:
     assert parse_interval(text) == seconds
 
 

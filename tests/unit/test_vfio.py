@@ -237,7 +237,7 @@ def test_emulated_group_takes_precedence_over_the_hosts(host: FakeSysfs) -> None
 
 
 @pytest.mark.parametrize(
-    ("path", "major", "minor", "found"),
+    ("path", "major", "minor", "expected"),
     [
         ("/dev/vfio/5", 0, 0, (5, False)),
         ("/dev/vfio/5", 1, 3, (5, False)),
@@ -257,7 +257,7 @@ def test_emulated_group_takes_precedence_over_the_hosts(host: FakeSysfs) -> None
     ],
 )
 def test_emulated_group_is_found_by_its_path_or_its_numbers(
-    tmp_path: Path, path: str, major: int, minor: int, found: tuple[int, bool] | None
+    tmp_path: Path, path: str, major: int, minor: int, expected: tuple[int, bool] | None
 ) -> None:
     host = FakeSysfs(str(tmp_path))
     host.write("proc/devices", "Character devices:\n  1 mem\n509 nvidia-uvm\n511 vfio\n\nBlock devices:\n240 sd\n")
@@ -266,11 +266,13 @@ def test_emulated_group_is_found_by_its_path_or_its_numbers(
     os.mknod(f"{host.root}/dev/vfio/8", stat.S_IFCHR | 0o600, os.makedev(1, 3))
     os.mknod(f"{host.root}/dev/vfio/devices/vfio8", stat.S_IFCHR | 0o600, os.makedev(1, 5))
     emulated = {number: EmulatedGroup(number, ("edu",)) for number in (5, 6, 8)}
-    assert find(path, major, minor, emulated, root=host.root) == found
+    assert find(path, major, minor, emulated, root=host.root) == expected
     devices = [device(path, major, minor)]
-    if found:
+    if expected:
         request = find_request(devices, emulated=emulated, root=host.root)
-        assert [(node.path, node.host_group) for node in (request.nodes, request.files)[found[1]]] == [(path, found[0])]
+        assert [(node.path, node.host_group) for node in (request.nodes, request.files)[expected[1]]] == [
+            (path, expected[0])
+        ]
     elif "vfio" in path:
         with pytest.raises(DeviceError, match="/dev/vfio-mine/5: neither a device of the host nor an emulated"):
             find_request(devices, emulated=emulated, root=host.root)

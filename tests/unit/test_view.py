@@ -1,4 +1,5 @@
-"""The container's files at the pid that engines are told: `podman cp` and `podman top` enter its namespaces."""
+"""The container's files at the pid that engines get: `podman cp` and `podman top` enter the namespaces of this
+process."""
 
 from __future__ import annotations
 
@@ -24,16 +25,16 @@ from tests.support.proxies import Attached, Pipes
 
 @pytest.fixture
 def monitor(tmp_path: Path) -> Iterator[FakeMonitor]:
-    with FakeMonitor(Store(str(tmp_path / "state"), "c1")) as made:
-        yield made
+    with FakeMonitor(Store(str(tmp_path / "state"), "c1")) as monitor:
+        yield monitor
 
 
 @pytest.fixture
 def rootfs(tmp_path: Path) -> Path:
-    made = tmp_path / "rootfs"
-    made.mkdir()
-    (made / "hello").write_text("from the container")
-    return made
+    directory = tmp_path / "rootfs"
+    directory.mkdir()
+    (directory / "hello").write_text("from the container")
+    return directory
 
 
 @contextmanager
@@ -57,7 +58,7 @@ def viewed(
 
 
 def error_of(path: Path) -> int:
-    """The error of making a file, 0 for none."""
+    """The errno of a creation of a file, 0 for success."""
     try:
         path.write_text("x")
     except OSError as error:
@@ -111,8 +112,8 @@ def test_shared_file_is_shown(monitor: FakeMonitor, rootfs: Path, tmp_path: Path
     assert stat.S_ISREG((rootfs / "etc/hosts").stat().st_mode)
 
 
-def test_mount_points_of_the_guests_own_files_are_made(monitor: FakeMonitor, rootfs: Path) -> None:
-    """Where the root file system is read-only the guest cannot make them. What is there already stays."""
+def test_mount_points_of_file_systems_of_the_guest_are_created(monitor: FakeMonitor, rootfs: Path) -> None:
+    """If the root file system is read-only, the guest cannot create them. Existing files are kept."""
     mounts = [
         {"destination": "/deep/directory", "type": "directory"},
         {"destination": "/deep/null", "type": "file"},
@@ -125,11 +126,11 @@ def test_mount_points_of_the_guests_own_files_are_made(monitor: FakeMonitor, roo
         assert error_of(root / "new") == errno.EROFS
     assert (rootfs / "deep/directory").is_dir()
     assert (rootfs / "deep/null").read_bytes() == b""
-    assert list((rootfs / "empty").iterdir()) == [], "a file system of the guest's gets its own"
+    assert list((rootfs / "empty").iterdir()) == [], "a file system of the guest creates its own mount points"
 
 
 def test_file_systems_of_the_guest_are_empty_and_readonly(monitor: FakeMonitor, rootfs: Path) -> None:
-    """What was copied there would be lost: an error is better."""
+    """Files copied there would be lost, so an error is better."""
     mounts = [{"destination": "/proc", "type": "proc"}, {"destination": "/tmp", "type": "tmpfs"}]
     (rootfs / "tmp").mkdir()
     (rootfs / "tmp/hidden").write_text("")
@@ -143,7 +144,7 @@ def test_file_systems_of_the_guest_are_empty_and_readonly(monitor: FakeMonitor, 
 
 
 def test_mounts_of_the_host_are_shown_and_never_reached(monitor: FakeMonitor, rootfs: Path) -> None:
-    """Those below the shared files too; what is mounted in the view must not appear on the host."""
+    """This includes mounts below the shared files; mounts in the view must not appear on the host."""
     inner = rootfs / "inner"
     mount = {"destination": "/data", "source": str(rootfs), "is_dir": True, "readonly": False}
     with mounted(rootfs), mounted(rootfs / "inner"):
@@ -157,7 +158,7 @@ def test_mounts_of_the_host_are_shown_and_never_reached(monitor: FakeMonitor, ro
 
 @contextmanager
 def mounted(path: Path) -> Iterator[None]:
-    """A file system of its own there, whose mounts are shared."""
+    """Mount a separate file system there, with shared propagation."""
     path.mkdir(exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", str(path)], check=True)
     subprocess.run(["mount", "--make-shared", str(path)], check=True)
@@ -169,7 +170,7 @@ def mounted(path: Path) -> Iterator[None]:
 
 
 def test_mount_that_cannot_be_shown_is_left_to_the_guest(monitor: FakeMonitor, rootfs: Path) -> None:
-    """The guest's runtime finds the same wrong, and reports it; the mounts after it are shown."""
+    """The guest's runtime meets the same error and reports it; later mounts are shown."""
     mounts = [{"destination": "/hello/below", "type": "tmpfs"}, {"destination": "/after", "type": "tmpfs"}]
     with viewed(monitor, rootfs, *mounts) as (root, _, params):
         assert "failure" not in params
@@ -177,13 +178,15 @@ def test_mount_that_cannot_be_shown_is_left_to_the_guest(monitor: FakeMonitor, r
 
 
 @pytest.mark.parametrize("readonly", [False, True])
-def test_working_directory_is_made_even_in_a_readonly_root(monitor: FakeMonitor, rootfs: Path, readonly: bool) -> None:
+def test_working_directory_is_created_even_in_a_readonly_root(
+    monitor: FakeMonitor, rootfs: Path, readonly: bool
+) -> None:
     with viewed(monitor, rootfs, directory="/srv/app", readonly=readonly) as (root, _, _):
         assert (root / "srv/app").is_dir()
         assert error_of(root / "srv/app/new") == (errno.EROFS if readonly else 0)
 
 
-def test_symbolic_links_lead_into_the_container(monitor: FakeMonitor, rootfs: Path, tmp_path: Path) -> None:
+def test_symbolic_links_do_not_leave_the_container(monitor: FakeMonitor, rootfs: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (rootfs / "link").symlink_to(outside)
@@ -192,7 +195,9 @@ def test_symbolic_links_lead_into_the_container(monitor: FakeMonitor, rootfs: Pa
     assert list(outside.iterdir()) == []
 
 
-def test_mount_point_is_made_where_a_dangling_link_leads(monitor: FakeMonitor, rootfs: Path, tmp_path: Path) -> None:
+def test_mount_point_is_created_at_the_target_of_a_dangling_link(
+    monitor: FakeMonitor, rootfs: Path, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     source.write_text("shared")
     (rootfs / "etc").mkdir(exist_ok=True)
@@ -206,8 +211,8 @@ def test_mount_point_is_made_where_a_dangling_link_leads(monitor: FakeMonitor, r
     assert (rootfs / "run/deep/resolv.conf").is_file()
 
 
-def test_fifo_of_the_image_is_mounted_over(monitor: FakeMonitor, rootfs: Path, tmp_path: Path) -> None:
-    """It must not be opened: nobody writes to it."""
+def test_fifo_of_the_image_can_be_a_mount_point(monitor: FakeMonitor, rootfs: Path, tmp_path: Path) -> None:
+    """It must not be opened: without a writer the open would block."""
     source = tmp_path / "source"
     source.write_text("shared")
     os.mkfifo(rootfs / "fifo")
@@ -216,17 +221,17 @@ def test_fifo_of_the_image_is_mounted_over(monitor: FakeMonitor, rootfs: Path, t
         assert (root / "fifo").read_text() == "shared"
 
 
-def test_files_that_are_gone_are_reported(monitor: FakeMonitor, tmp_path: Path) -> None:
-    """The monitor makes it the reason of the creation's failure."""
+def test_missing_files_are_reported(monitor: FakeMonitor, tmp_path: Path) -> None:
+    """The monitor reports it as the reason of the failed creation."""
     with viewed(monitor, tmp_path / "none") as (_, _, params):
         assert params["failure"] == f"No such file or directory: {tmp_path}/none"
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_network_is_the_engines_or_a_new_one(monitor: FakeMonitor, rootfs: Path, given: bool) -> None:
+@pytest.mark.parametrize("is_given", [False, True])
+def test_network_is_that_of_the_engine_or_a_new_one(monitor: FakeMonitor, rootfs: Path, is_given: bool) -> None:
     with Namespace() as network:
         theirs = os.stat(network.path).st_ino
-        with viewed(monitor, rootfs, network=network.path if given else "") as (_, pid, _):
+        with viewed(monitor, rootfs, network=network.path if is_given else "") as (_, pid, _):
             inode = os.stat(f"/proc/{pid}/ns/net").st_ino
-            assert (inode == theirs) is given
+            assert (inode == theirs) is is_given
             assert inode != os.stat("/proc/self/ns/net").st_ino

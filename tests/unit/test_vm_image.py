@@ -136,7 +136,7 @@ def test_every_kind_of_damage_is_named_in_the_error(cache: Path) -> None:
     (directory / "manifest.json").write_text("{")
     assert error_text().endswith("manifest.json")
     (directory / "manifest.json").unlink()
-    assert error_text().endswith("is gone")
+    assert error_text().endswith("was removed")
     Path(store.current_path(str(cache))).unlink()
     assert error_text() == f"there is no guest image in {cache}"
 
@@ -228,8 +228,8 @@ def test_custom_kernel_changes_the_image(tmp_path: Path) -> None:
     assert all(pointer.startswith("/c/images/current-") for pointer in pointers)
 
 
-def test_an_installation_of_the_same_sources_has_the_same_image(tmp_path: Path) -> None:
-    """As a wheel, which has the recipe in the package, beside a checkout; one with another agent has its own."""
+def test_installations_of_the_same_sources_share_an_image(tmp_path: Path) -> None:
+    """As a wheel that contains the recipe, next to a checkout. An installation with another agent has another image."""
     package = os.path.dirname(hawse.__file__)
     shutil.copytree(package, tmp_path / "hawse", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(store.recipe_directory(), tmp_path / "hawse" / "guest", dirs_exist_ok=True)
@@ -246,7 +246,7 @@ def test_an_installation_of_the_same_sources_has_the_same_image(tmp_path: Path) 
     assert ask()[1] != store.current_path("/c")
 
 
-def test_an_image_of_another_version_is_reported_where_there_is_none_of_this_one(cache: Path) -> None:
+def test_image_of_another_version_is_mentioned_if_the_own_is_missing(cache: Path) -> None:
     """After an upgrade or a change of image.kernel."""
     [pointer] = (cache / "images").glob("current-*")
     pointer.rename(cache / "images" / "current-0123456789abcdef")

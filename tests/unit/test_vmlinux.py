@@ -1,4 +1,4 @@
-"""The kernel in a bzImage: the position of the payload, its compression, and whether it has a PVH entry."""
+"""The kernel in a bzImage: position of the payload, compression, and detection of a PVH entry."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ def test_note_segment_may_be_any_segment(kinds: tuple[int, ...], has_entry: bool
 @pytest.mark.parametrize("table_last", [False, True])
 def test_truncated_kernel_has_no_pvh_entry(table_last: bool) -> None:
     kernel = elf(kinds=(1, 4), table_last=table_last)
-    found = [size for size in range(len(kernel)) if vmlinux.has_pvh_entry(kernel[:size])]
+    sizes = [size for size in range(len(kernel)) if vmlinux.has_pvh_entry(kernel[:size])]
     needed = len(kernel) if table_last else len(kernel) - 8 - 1
-    assert all(size >= needed for size in found), "only the note's own data may be missing"
+    assert all(size >= needed for size in sizes), "only the note's own data may be missing"
 
 
 @given(st.binary(max_size=300))

@@ -1,4 +1,4 @@
-"""Work that must not be interrupted: its caller is cancelled only after it has ended."""
+"""Work that must not be interrupted: a cancelled caller waits until the work has ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hawse.monitor.processes.processes import whole
 
 @pytest.mark.parametrize("times", [1, 2, 3])
 def test_cancellation_waits_for_the_end_of_the_work(times: int) -> None:
-    """The command that creates a container is killed, and its engine deletes the container: two cancellations."""
+    """The command that creates a container is killed, and its engine deletes the container: these are two
+    cancellations."""
 
     async def story() -> None:
         gate, done = asyncio.Event(), asyncio.Event()

@@ -15,15 +15,15 @@ from tests.support.runtime import Runtime
 
 @pytest.fixture
 def runtime(tmp_path: os.PathLike[str]) -> Iterator[Runtime]:
-    """hawse with a private root. After the test its containers are deleted, and nothing of them may be left."""
+    """hawse with a private root. After the test its containers are deleted, and nothing of them may remain."""
     before = snapshot()
-    made = Runtime(str(tmp_path))
-    yield made
-    for name in os.listdir(made.root) if os.path.isdir(made.root) else ():
-        made("delete", "--force", name)
+    runtime = Runtime(str(tmp_path))
+    yield runtime
+    for name in os.listdir(runtime.root) if os.path.isdir(runtime.root) else ():
+        runtime("delete", "--force", name)
     # PID 1 collects orphaned proxies with a delay, for which prove_unchanged() waits.
     prove_unchanged(before)
-    assert not os.path.isdir(made.root) or os.listdir(made.root) == []
+    assert not os.path.isdir(runtime.root) or os.listdir(runtime.root) == []
 
 
 @pytest.fixture

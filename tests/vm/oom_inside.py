@@ -1,4 +1,4 @@
-"""Runs in a container whose cgroups are of version 2, its own to manage: a host to what it tests. Prints JSON."""
+"""Runs in a container with its own cgroups of version 2, which acts as the host for the tested code. Prints JSON."""
 
 import ctypes
 import json
@@ -27,7 +27,7 @@ def kills(name: str) -> int:
 
 
 def seen() -> dict[str, object]:
-    """What there is of the cgroup."""
+    """The counters and settings of the cgroup."""
     return {
         "members": read("cgroup.procs").split() == [str(member.pid)],
         "children": [entry.name for entry in os.scandir(DIRECTORY) if entry.is_dir()],
@@ -43,7 +43,7 @@ with open(f"{ROOT}/self/cgroup.procs", "w") as file:
     file.write("0")
 state = "/tmp/state"
 os.mkdir(state)
-# Its class needs a library that is not here.
+# Its class imports a library that is missing here.
 asked = {"shares": 0, "cpus": "", "mems": ""}
 limits = SimpleNamespace(**asked, memory=1 << 29, tasks=4096, quota=150_000, period=100_000)
 plan: Any = SimpleNamespace(path="/engine/c1", limits=limits)
@@ -75,7 +75,7 @@ cgroup.record_oom()
 result["after"] = seen()
 result["limits"] = [read(name).split() for name in ("memory.max", "pids.max", "cpu.max")]
 result["told"] = is_told()
-for name in oom.LEFT:  # a recording whose process was killed
+for name in oom.LEFT:  # as left by a recording whose process was killed
     os.mkdir(f"{DIRECTORY}/{name}")
 result["unfit"] = oom.unfit(DIRECTORY)
 member.kill()

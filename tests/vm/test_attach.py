@@ -112,7 +112,7 @@ def test_group_in_use_is_detached_only_by_force(runtime: Runtime) -> None:
         result = runtime("detach", "c1", "5")
         assert result.code == 1
         assert "of the guest is in use: 'sleep 1000' (process " in result.errors
-        assert runtime.shell("c1", "ls /dev/vfio/5").code == 0, "nothing was taken"
+        assert runtime.shell("c1", "ls /dev/vfio/5").code == 0, "nothing was changed"
         assert runtime("detach", "--force", "c1", "5").code == 0
         assert holder.wait(timeout=patience(20)) == 137
 
@@ -183,12 +183,12 @@ def test_lost_events_lose_no_device(runtime: Runtime) -> None:
 def test_many_rounds_of_attach_and_detach_leave_nothing(runtime: Runtime) -> None:
     """Over the socket of the monitor, like the commands, but without a process for each."""
     store = Store(runtime.root, "c1")
-    [wanted], _ = prepare(store, ["5"], Config(emulated={"5": ["edu"]}))
-    call(store, "attach", wanted)
+    [attachment], _ = prepare(store, ["5"], Config(emulated={"5": ["edu"]}))
+    call(store, "attach", attachment)
     call(store, "detach", {"group": 5, "force": False})
     before = _settled(runtime), call(store, "room", {})
     for number in range(ROUNDS):
-        [entry] = _entries(call(store, "attach", wanted))
+        [entry] = _entries(call(store, "attach", attachment))
         assert entry["host"]["group"] == 5, number
         call(store, "detach", {"group": 5, "force": False})
     assert (_settled(runtime), call(store, "room", {})) == before
@@ -241,8 +241,8 @@ def _settled(runtime: Runtime) -> dict[str, int]:
 def _descriptors(runtime: Runtime) -> dict[str, int]:
     """The numbers of descriptors of the sandbox's processes, by their names."""
     monitor = runtime.monitor("c1")
-    found = {"monitor": len(os.listdir(f"/proc/{monitor}/fd"))}
+    counts = {"monitor": len(os.listdir(f"/proc/{monitor}/fd"))}
     for pid in children(monitor):
         with suppress(OSError):  # a command of the monitor, which has ended
-            found[name_of(pid)] = len(os.listdir(f"/proc/{pid}/fd"))
-    return found
+            counts[name_of(pid)] = len(os.listdir(f"/proc/{pid}/fd"))
+    return counts

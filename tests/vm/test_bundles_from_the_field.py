@@ -83,8 +83,8 @@ def test_mount_points_are_created_as_under_runc(tmp_path: Path, readonly: bool) 
             ran = Runtime(f"{tmp_path}/state,1")("run", "--bundle", bundle, "field")
             assert ran.code == 0, ran
             outputs[name] = ran.output
-    made = "-\n0\n1\n/made/in/proc/self\n/made/sys/class\n3\nc\n"
-    assert outputs["hawse"] == outputs["runc"] == "shared\n" * 4 + made
+    expected = "-\n0\n1\n/made/in/proc/self\n/made/sys/class\n3\nc\n"
+    assert outputs["hawse"] == outputs["runc"] == "shared\n" * 4 + expected
 
 
 #: Flags of a mount that a bind or a remount may lose.
@@ -98,13 +98,13 @@ MAPS = {"no user namespace": 0, "user namespace": 65536, "user namespace of all 
 def directory() -> Iterator[Path]:
     """A directory that other users may enter, on a file system with noatime. In a user namespace, runc cannot change
     this flag."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as made:
-        os.chmod(made, 0o755)
-        quiet = f"{made}/quiet"
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        os.chmod(directory, 0o755)
+        quiet = f"{directory}/quiet"
         os.mkdir(quiet)
         subprocess.run(["mount", "-t", "tmpfs", "-o", "noatime,nodiratime", "quiet", quiet], check=True)
         try:
-            yield Path(made)
+            yield Path(directory)
         finally:
             subprocess.run(["umount", "--lazy", quiet], check=True)
 
@@ -130,10 +130,10 @@ def test_flags_of_mounts_and_sessions_are_as_under_runc(directory: Path, users: 
         spec = make_bundle(bundle, FOREVER)
         spec["mounts"] += [
             {
-                "destination": destination, "type": "bind", "options": ["bind", *wanted],
+                "destination": destination, "type": "bind", "options": ["bind", *expected_options],
                 "source": str(sources.get(destination, source)),
             }
-            for destination, wanted in options.items()
+            for destination, expected_options in options.items()
         ]  # fmt: skip
         drop_cgroups(spec)
         spec["mounts"][0]["options"] = ["nosuid", "nodev", "noexec"]

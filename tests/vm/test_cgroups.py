@@ -83,7 +83,7 @@ def test_all_processes_of_a_sandbox_are_in_its_cgroup(parent: str, runtime: Runt
     for process in (*children(monitor), *proxies):
         assert cgroups_of(process) == {path}
     assert cgroups_of(monitor) == {path, "/hawse.control"} - ({path} if len(mounts()) == 1 else set()), (
-        "but for its CPU time"
+        "except its CPU time"
     )
     assert path not in cgroups_of(os.getpid())
 
@@ -132,8 +132,8 @@ def test_error_names_a_parent_cgroup_that_allows_too_little_memory(
     bundle = write_bundle(tmp_path, f"{parent}/c1")
     with open(f"{bundle}/config.json") as file:
         spec = json.load(file)
-    told = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-memory": str(64 << 20)}
-    write(bundle, spec | {"annotations": told})
+    annotations = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-memory": str(64 << 20)}
+    write(bundle, spec | {"annotations": annotations})
     file_of = limit_memory(parent, 64)
     refused = runtime("create", "--bundle", bundle, "c1")
     assert refused.code == 1
@@ -151,11 +151,11 @@ def test_error_names_a_parent_cgroup_that_allows_too_little_memory(
 
 def limit_memory(path: str, mib: int) -> Path:
     """Create a cgroup with a memory limit; returns the file with the limit."""
-    found = []
+    cgroup_file = []
     for mount in mounts():
         os.makedirs(f"{mount}{path}", exist_ok=True)
-        found += [Path(f"{mount}{path}", name) for name in ("memory.max", "memory.limit_in_bytes")]
-    files = [file for file in found if file.exists()]
+        cgroup_file += [Path(f"{mount}{path}", name) for name in ("memory.max", "memory.limit_in_bytes")]
+    files = [file for file in cgroup_file if file.exists()]
     if not files:
         pytest.skip("this host's cgroups have no controller of memory")
     files[0].write_text(str(mib << 20))
@@ -199,8 +199,8 @@ def test_only_limits_for_the_host_are_set_on_the_host(parent: str, runtime: Runt
     pid = runtime.run_detached(bundle, "c1")
 
     def file_of(name: str) -> str:
-        [found] = [f"{directory}/{name}" for directory in directories(path) if os.path.exists(f"{directory}/{name}")]
-        with open(found) as opened:
+        [files] = [f"{directory}/{name}" for directory in directories(path) if os.path.exists(f"{directory}/{name}")]
+        with open(files) as opened:
             return opened.read().strip()
 
     monitor = runtime.monitor("c1")

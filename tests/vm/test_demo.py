@@ -23,9 +23,9 @@ def test_packets_arrive() -> None:
         [sys.executable, "demo/run", HAWSE, sys.executable], cwd=TOP, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found = re.search(r"== (\d+) packets arrived", done.stdout)
-    assert found
-    assert int(found[1]) > 0
+    match = re.search(r"== (\d+) packets arrived", done.stdout)
+    assert match
+    assert int(match[1]) > 0
     assert "as 1000:1000" in done.stdout
     assert re.search(r"CapEff:\s+0{16}\n", done.stdout)
     prove_unchanged(before)

@@ -82,13 +82,13 @@ def said(process: subprocess.Popen[bytes]) -> tuple[int, bytes]:
 
 def until_end(fd: int) -> bytes:
     """Read a descriptor to its end."""
-    found = b""
+    data = b""
     while True:
-        assert select.select([fd], [], [], patience(SECONDS))[0], f"no end after {len(found)} bytes"
+        assert select.select([fd], [], [], patience(SECONDS))[0], f"no end after {len(data)} bytes"
         piece = os.read(fd, 65536)
         if not piece:
-            return found
-        found += piece
+            return data
+        data += piece
 
 
 def test_pipes_carry_data_and_their_end(runtime: Runtime, script: Script, tmp_path: Path) -> None:
@@ -176,9 +176,9 @@ def test_container_has_descriptors_from_its_start_to_its_end(runtime: Runtime, s
     bundle = script("echo started >&3; sleep 1000")
     with Pipe() as back:
         null = subprocess.DEVNULL
-        made = begin(runtime, "create", "--bundle", bundle, "c1", hand=[back.writing.fileno()], stdout=null)
+        creation = begin(runtime, "create", "--bundle", bundle, "c1", hand=[back.writing.fileno()], stdout=null)
         back.writing.close()
-        assert made.wait(patience(SECONDS)) == 0
+        assert creation.wait(patience(SECONDS)) == 0
         assert not select.select([back.reading], [], [], 0)[0]
         assert runtime("start", "c1").code == 0
         assert select.select([back.reading], [], [], patience(SECONDS))[0]
@@ -211,9 +211,7 @@ def test_descriptor_that_is_not_a_stream_is_refused(runtime: Runtime, script: Sc
         process = begin(
             runtime, verb, "--bundle", bundle, "c1", hand=[listener.fileno()], stderr=subprocess.STDOUT
         )  # fmt: skip
-    words = (
-        b"hawse: --preserve-fds: descriptor 3 is a listening socket, which cannot be handed into a virtual machine ["
-    )
+    words = b"hawse: --preserve-fds: descriptor 3 cannot be passed into a VM: it is a listening socket ["
     code, output = said(process)
     assert (code, output[: len(words)]) == (1, words)
     assert not os.path.exists(f"{runtime.root}/c1")

@@ -36,9 +36,9 @@ STEPS = ("attached", "bar0_mapped", "alive", "dma_matched", "unmapped_dma_blocke
 @pytest.fixture(scope="module")
 def image() -> str:
     """The configuration of a guest image whose kernel supports device files."""
-    found = kernel.build()
-    build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
-    return f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
+    built = kernel.build()
+    build(cache=CACHE, progress=print, kernel=built.image, modules=built.modules)
+    return f'[image]\nkernel = "{built.image}"\nmodules = "{built.modules}"\n'
 
 
 def probe(runtime: Runtime, tmp_path: Path, node: str, **changes: Any) -> Result:

@@ -149,7 +149,7 @@ def test_large_output_with_a_slow_reader(running: tuple[Runtime, str]) -> None:
     received = 0
     while piece := os.read(flood.stdout.fileno(), 65536):
         received += len(piece)
-        if received == len(piece):  # the first piece, while nobody reads the rest
+        if received == len(piece):  # the first piece; the rest is not read yet
             assert runtime("exec", "c1", "/bin/echo", "in between").output == "in between\n"
     assert received == size
     assert flood.wait(timeout=patience(10)) == 0
@@ -243,7 +243,7 @@ def test_terminal_of_the_caller_is_raw_while_the_command_runs(running: tuple[Run
 def test_invalid_exec_is_refused(running: tuple[Runtime, str], arguments: list[str], words: str) -> None:
     runtime, _ = running
     result = runtime(*arguments)
-    assert result.code == 255, "runc's code for an exec that could not be made"
+    assert result.code == 255, "runc's exit code for a failed exec"
     assert words in result.errors
 
 
@@ -271,7 +271,8 @@ def test_bundle_with_a_terminal_needs_a_console_socket(tmp_path: Path) -> None:
 
 
 def test_terminal_without_one_of_the_caller_is_refused_as_by_runc(running: tuple[Runtime, str], tmp_path: Path) -> None:
-    """In a session without a controlling terminal, with other files as stdio: nobody could end the program's input."""
+    """In a session without a controlling terminal, with other files as stdio: the input of the program could never
+    end."""
     runtime, _ = running
     bundle, terminal = str(tmp_path / "bundle"), str(tmp_path / "terminal")
     make_bundle(bundle, ["/bin/sh", "-c", "while :; do sleep 3600; done"])
@@ -288,9 +289,9 @@ def test_terminal_without_one_of_the_caller_is_refused_as_by_runc(running: tuple
     subprocess.run([*runc, "run", "--detach", "--bundle", bundle, name], stdin=null, stdout=null, check=True)
     try:
         for code, words in ((1, ["run", "--bundle", terminal, "c2"]), (255, ["exec", "--tty", "c1", "/bin/true"])):
-            asked = alone(*runc, *(name if word == "c1" else word for word in words))
+            result = alone(*runc, *(name if word == "c1" else word for word in words))
             refused = alone(*runtime.argv(*words))
-            for done in (asked, refused):
+            for done in (result, refused):
                 assert (done.returncode, done.stdout) == (code, ""), done
                 assert "open /dev/tty: no such device or address" in done.stderr, done
     finally:

@@ -50,24 +50,24 @@ def change(bundle: str, path: str, value: object) -> None:
 
 
 def test_bundle_directory_is_missing(runtime: Runtime, tmp_path: Path) -> None:
-    said = fails(runtime, "create", "--bundle", str(tmp_path / "none"), "c1")
-    assert said == f"bundle {tmp_path}/none: no such directory [give the bundle with --bundle]"
+    error = fails(runtime, "create", "--bundle", str(tmp_path / "none"), "c1")
+    assert error == f"bundle {tmp_path}/none: no such directory [give the bundle with --bundle]"
 
 
 def test_config_json_is_missing(runtime: Runtime, bundle: str) -> None:
     os.unlink(f"{bundle}/config.json")
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said == f"{bundle}/config.json: no such file or directory [make one with `hawse spec`]"
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error == f"{bundle}/config.json: no such file or directory [make one with `hawse spec`]"
 
 
 def test_config_json_is_invalid(runtime: Runtime, bundle: str) -> None:
     with open(f"{bundle}/config.json", "w") as file:
         file.write('{\n "ociVersion": "1.0.2",,\n}')
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith(
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith(
         f"{bundle}/config.json: not JSON: Expecting property name enclosed in double quotes in line 2"
     )
-    assert said.endswith("[correct it there]")
+    assert error.endswith("[correct it there]")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_config_json_is_invalid(runtime: Runtime, bundle: str) -> None:
 )
 def test_error_names_an_invalid_field(runtime: Runtime, bundle: str, field: str, value: object, words: str) -> None:
     change(bundle, field, value)
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith(f"{bundle}/config.json: {words.format(bundle=bundle)}")
-    assert said.endswith("]"), "with a remedy"
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith(f"{bundle}/config.json: {words.format(bundle=bundle)}")
+    assert error.endswith("]"), "with a remedy"
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a b", "\u00e9", "x" * 256])
@@ -113,8 +113,8 @@ def test_id_is_invalid(runtime: Runtime, bundle: str, name: str) -> None:
 
 def test_id_is_in_use(runtime: Runtime, bundle: str) -> None:
     os.makedirs(f"{runtime.root}/c1")
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("container with given ID already exists: c1 [choose another")
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith("container with given ID already exists: c1 [choose another")
 
 
 @pytest.mark.parametrize("verb", ["start", "kill", "state", "delete"])
@@ -127,14 +127,14 @@ def test_group_does_not_exist(runtime: Runtime, bundle: str) -> None:
         spec = json.load(file)
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/99", 511, 99)])
     write(bundle, spec)
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("linux.devices: /dev/vfio/99: group 99 is missing: no VFIO device has the number 511:99 [")
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith("linux.devices: /dev/vfio/99: group 99 is missing: no VFIO device has the number 511:99 [")
 
 
 def test_qemu_is_missing(runtime: Runtime, bundle: str) -> None:
     runtime.configure('[vm]\nqemu = "/none/qemu"\n')
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("QEMU cannot be run: /none/qemu: No such file or directory [install the package")
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith("QEMU cannot be run: /none/qemu: No such file or directory [install the package")
 
 
 def test_error_has_the_last_output_of_a_qemu_that_exits_at_its_start(
@@ -148,15 +148,15 @@ def test_error_has_the_last_output_of_a_qemu_that_exits_at_its_start(
     )
     qemu.chmod(0o755)
     runtime.configure(f'[vm]\nqemu = "{qemu}"\nconfine = "off"\n')
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("QEMU ended with exit code 3 [")
-    assert "| qemu: cannot set up guest memory" in said
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith("QEMU ended with exit code 3 [")
+    assert "| qemu: cannot set up guest memory" in error
 
 
 def test_guest_image_is_missing(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
     runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said == f"there is no guest image in {tmp_path} [build it with `hawse image build`]"
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error == f"there is no guest image in {tmp_path} [build it with `hawse image build`]"
 
 
 def copy_image(tmp_path: Path) -> str:
@@ -172,8 +172,8 @@ def test_guest_image_is_truncated(runtime: Runtime, bundle: str, tmp_path: Path)
     directory = copy_image(tmp_path)
     os.truncate(f"{directory}/initrd.cpio", 1000)
     runtime.configure(f'[image]\ncache = "{tmp_path}"\n')
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert re.fullmatch(r"the guest image is damaged: \S+/initrd.cpio has 1000 bytes, not \d+ \[build it .*\]", said)
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert re.fullmatch(r"the guest image is damaged: \S+/initrd.cpio has 1000 bytes, not \d+ \[build it .*\]", error)
 
 
 def test_guest_image_was_changed(runtime: Runtime, bundle: str, tmp_path: Path) -> None:
@@ -217,9 +217,9 @@ def test_error_has_the_console_of_a_guest_that_does_not_report(runtime: Runtime,
     seconds = round(patience(3))
     append = "loglevel=7 rdinit=/usr/bin/busybox -- sleep 1000"
     runtime.configure(f'[vm]\nboot_seconds = {seconds}\nkernel_append = "{append}"\n')
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith(f"the guest did not report within {seconds} s [the end of its console follows")
-    assert "Run /usr/bin/busybox as init process" in said
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith(f"the guest did not report within {seconds} s [the end of its console follows")
+    assert "Run /usr/bin/busybox as init process" in error
 
 
 def test_agent_that_violates_the_protocol(runtime: Runtime, bundle: str) -> None:
@@ -231,8 +231,8 @@ def test_agent_that_violates_the_protocol(runtime: Runtime, bundle: str) -> None
         f"{box} yes nonsense >/dev/vport0p1 || {box} yes nonsense >/dev/vport1p1; {box} sleep 1000"
     )
     runtime.configure(f"[vm]\nkernel_append = '''rdinit=/usr/bin/sh -- -c \"{script}\"'''\n")
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("the agent in the guest speaks nonsense: link: frame of ")
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith("the agent in the guest speaks nonsense: link: frame of ")
 
 
 @pytest.mark.parametrize(
@@ -252,8 +252,8 @@ def test_device_does_not_appear_in_the_guest(runtime: Runtime, bundle: str, appe
         spec = json.load(file)
     add_devices(spec, [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/5", 511, 5)])
     write(bundle, spec)
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith(f"emulated edu of group 5, {words}")
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith(f"emulated edu of group 5, {words}")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`hawse features` against what a container is really given."""
+"""`hawse features` against the real capabilities of a container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.vm
 
 
 def mount(option: str, target: str, source: str) -> dict[str, Any]:
-    """A mount that has this option only, and what the option needs."""
+    """A mount with only this option, and the file that the option needs."""
     if option in ("bind", "rbind"):
         return {"destination": target, "type": "bind", "source": source, "options": [option]}
     if option in ("idmap", "ridmap"):
@@ -27,7 +27,7 @@ def mount(option: str, target: str, source: str) -> dict[str, Any]:
     return {"destination": target, "type": "tmpfs", "source": "tmpfs", "options": [option]}
 
 
-def test_every_mount_option_is_known(runtime: Runtime, tmp_path: Path) -> None:
+def test_every_listed_mount_option_works(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sh", "-c", "grep -c /data/ /proc/self/mountinfo"])
     for option in FEATURES["mountOptions"]:
@@ -38,10 +38,10 @@ def test_every_mount_option_is_known(runtime: Runtime, tmp_path: Path) -> None:
     assert (result.code, result.output) == (0, f"{len(FEATURES['mountOptions'])}\n"), result.errors
     spec["mounts"].append(mount("nonsense", "/data/ro", ""))
     write(bundle, spec)
-    assert runtime("run", "--bundle", bundle, "c1").code == 1, "one that is none is seen"
+    assert runtime("run", "--bundle", bundle, "c1").code == 1, "an unknown option is detected"
 
 
-def test_every_capability_is_given_and_there_are_no_more(runtime: Runtime, tmp_path: Path) -> None:
+def test_listed_capabilities_are_exactly_those_of_the_guest(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     sets = dict.fromkeys(("bounding", "effective", "permitted", "inheritable"), CAPABILITIES)
     script = "cat /proc/sys/kernel/cap_last_cap; grep CapEff /proc/self/status"
@@ -53,7 +53,7 @@ def test_every_capability_is_given_and_there_are_no_more(runtime: Runtime, tmp_p
     assert int(effective.split()[1], 16) == 2 ** len(CAPABILITIES) - 1
 
 
-def test_every_word_of_seccomp_is_known(runtime: Runtime, tmp_path: Path) -> None:
+def test_every_listed_seccomp_value_works(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     spec = make_bundle(bundle, ["/bin/sh", "-c", "cat /proc/self/status | grep Seccomp:; chmod 700 /data"])
     seccomp = FEATURES["linux"]["seccomp"]
@@ -61,7 +61,7 @@ def test_every_word_of_seccomp_is_known(runtime: Runtime, tmp_path: Path) -> Non
     rules: list[dict[str, Any]] = [
         {"names": [name], "action": action} for name, action in zip(names, seccomp["actions"], strict=True)
     ]
-    # libseccomp refuses a rule that says what is so without it.
+    # libseccomp refuses a rule without effect.
     rules = [rule for rule in rules if rule["action"] != "SCMP_ACT_ALLOW"]
     rules += [
         {"names": ["personality"], "action": "SCMP_ACT_ERRNO", "args": [{"index": n % 6, "value": 77, "op": op}]}

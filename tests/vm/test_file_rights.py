@@ -1,4 +1,5 @@
-"""Who may make, link, rename and change files in shared directories, and whose they then are: as under runc."""
+"""Permissions to create, link, rename and change files in shared directories, and the owners of new files, as under
+runc."""
 
 from __future__ import annotations
 
@@ -27,36 +28,36 @@ DIRECTORIES = {
     "mapped": (100005, 100005, 0o700),
     "sticky": (0, 0, 0o1777),
 }
-#: Those that the other servers are asked about: a directory takes some seconds without KVM.
+#: The directories for tests of the other servers: without KVM, a directory takes some seconds.
 FEWER = ("setgid", "mapped")
 
 
 def make_directories(shared: Path) -> None:
     for name, (uid, gid, mode) in DIRECTORIES.items():
-        made = shared / name
-        made.mkdir(parents=True)
-        os.chown(made, uid, gid)
-        made.chmod(mode)
+        directory = shared / name
+        directory.mkdir(parents=True)
+        os.chown(directory, uid, gid)
+        directory.chmod(mode)
 
 
 def bundle(directory: Path, name: str, arguments: list[str]) -> str:
-    made = str(directory / name)
-    spec = make_bundle(made, arguments)
-    shutil.copy(compiled_file(PROGRAM), f"{made}/rootfs/bin/file_rights")
+    path = str(directory / name)
+    spec = make_bundle(path, arguments)
+    shutil.copy(compiled_file(PROGRAM), f"{path}/rootfs/bin/file_rights")
     make_directories(directory / f"{name}-shared")
     source = str(directory / f"{name}-shared")
     spec["mounts"].append({"destination": "/shared", "type": "bind", "source": source, "options": ["rbind"]})
     spec["process"]["capabilities"] = dict.fromkeys(("bounding", "effective", "permitted"), RIGHTS)
     spec["process"]["noNewPrivileges"] = False
-    write(made, spec)
-    return made
+    write(path, spec)
+    return path
 
 
 @pytest.mark.parametrize("server", ["virtiofsd in C", "virtiofsd in Rust", "9p"])
-def test_files_are_made_with_the_rights_and_owners_that_they_have_under_runc(
+def test_files_have_the_same_permissions_and_owners_as_under_runc(
     runtime: Runtime, tmp_path: Path, server: str
 ) -> None:
-    """By users with supplementary groups and capabilities, and by root of a user namespace."""
+    """Users have supplementary groups and capabilities, or are root of a user namespace."""
     if server == "9p":
         runtime.configure('[vm]\nshare = "9p"\nconfine = "off"\n')
     elif server == "virtiofsd in Rust":
@@ -74,8 +75,8 @@ def test_files_are_made_with_the_rights_and_owners_that_they_have_under_runc(
     different = [pair for pair in zip(ran.output.splitlines(), expected.stdout.splitlines(), strict=True)
                  if pair[0] != pair[1]]  # fmt: skip
     if server == "9p":
-        # A QEMU from 7.2 to 9.2.0 makes no special files (docs/mounts.md).
+        # QEMU from 7.2 to 9.2.0 creates no special files (docs/mounts.md).
         different = [pair for pair in different if not {"FIFO", "socket"} & set(pair[0].split(": "))]
     assert different == []
-    made = [line for line in expected.stdout.splitlines() if ": made" in line]
-    assert {line.split(" in ")[0] for line in made} >= {"group", "dac_override", "root of a user namespace"}
+    directory = [line for line in expected.stdout.splitlines() if ": made" in line]
+    assert {line.split(" in ")[0] for line in directory} >= {"group", "dac_override", "root of a user namespace"}

@@ -92,7 +92,7 @@ def test_each_hook_runs_once_in_order(runtime: Runtime, bundle: str, tmp_path: P
     inside, who = Path(f"{bundle}/rootfs/data/user").read_text().strip().rsplit("\n", 1)
     assert (json.loads(inside)["id"], json.loads(inside)["annotations"], who) == ("c1", {"io.example/a": "b"}, "me")
 
-    assert "hooks" not in runtime.state("c1"), "no part of the state that is told"
+    assert "hooks" not in runtime.state("c1"), "not part of the state that hooks get"
     assert runtime("delete", "--force", "c1").code == 0
     kind, _, _, _, state = noted(tmp_path)[-1]
     assert (kind, state["status"], "pid" in state, len(noted(tmp_path))) == ("poststop", "stopped", False, 5)
@@ -109,7 +109,7 @@ def test_failed_hook_undoes_the_container(runtime: Runtime, bundle: str, tmp_pat
     assert code == 1
     path = spec["hooks"][kind][1]["path"]
     assert errors == f"hawse: error running {kind} hook #1: {path}: exit code 3, output: no such network\n"
-    assert noted(tmp_path)[-1][0] == "poststop", "what other hooks have done is undone"
+    assert noted(tmp_path)[-1][0] == "poststop", "the effects of other hooks are undone"
     assert os.listdir(runtime.root) == []
     prove_unchanged(before)
 
@@ -146,7 +146,7 @@ def test_failed_poststop_hook_is_a_warning(runtime: Runtime, bundle: str, tmp_pa
         0,
         f"hawse: warning: error running poststop hook #0: {path}: exit code 4\n",
     )
-    assert [entry[0] for entry in noted(tmp_path)].count("poststop") == 2, "the others run all the same"
+    assert [entry[0] for entry in noted(tmp_path)].count("poststop") == 2, "the other hooks run nevertheless"
 
 
 def test_failure_after_the_start_stops_the_container_as_under_runc(
@@ -160,10 +160,10 @@ def test_failure_after_the_start_stops_the_container_as_under_runc(
     write(bundle, spec)
     root = f"{tmp_path}/runc"
     for words in (runtime.argv("run", "--bundle", bundle, "c1"), ["runc", "--root", root, "run", "-b", bundle, "c1"]):
-        with open(f"{bundle}/said", "w+") as said:
-            assert subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=said, stderr=said).returncode
-            said.seek(0)
-            assert "hook #0: " in said.read(), words
+        with open(f"{bundle}/said", "w+") as output:
+            assert subprocess.run(words, check=False, stdin=subprocess.DEVNULL, stdout=output, stderr=output).returncode
+            output.seek(0)
+            assert "hook #0: " in output.read(), words
     assert os.listdir(root) == os.listdir(runtime.root) == []
     assert [entry[0] for entry in noted(tmp_path)] == ["poststart", "poststart"], "the others do not run"
 
@@ -183,7 +183,7 @@ def test_failed_hook_in_the_container_stops_it(runtime: Runtime, bundle: str) ->
     result = runtime("run", "--bundle", bundle, "c1")
     assert result.code == 1
     assert not os.path.exists(f"{bundle}/rootfs/data/user")
-    assert "error executing hook `/bin/sh` (exit code: 3)" in result.errors, "crun's words, on its stderr"
+    assert "error executing hook `/bin/sh` (exit code: 3)" in result.errors, "crun's error, on its stderr"
 
 
 def test_hooks_do_not_run_if_the_vm_does_not_start(runtime: Runtime, bundle: str, tmp_path: Path) -> None:

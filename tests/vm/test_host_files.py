@@ -49,8 +49,8 @@ def mounts_of(directory: Path) -> list[dict[str, Any]]:
     """Files with options, a writable overlay as of Podman, and two read-only overlays."""
     names = ("lower,x:y", "upper,x", "work,x", "one", "two")
     lower, upper, work, one, two = (directory / name for name in names)
-    for made in (lower, upper, work, one, two):
-        made.mkdir(parents=True)
+    for created in (lower, upper, work, one, two):
+        created.mkdir(parents=True)
     for name in ("file", "removed"):
         (lower / name).write_text(f"{name} below\n")
     (one / "first").write_text("first\n")
@@ -109,14 +109,14 @@ def test_files_with_recursive_options_and_overlays_are_as_under_runc(
     for name in ("hawse", "runc"):
         mounts = mounts_of(layers / name)
         if name == "runc":
-            made = bundle(tmp_path, name, ["/bin/sh", "-c", ASK], mounts)
-            command = ["runc", "--root", f"{tmp_path}/root", "run", "--bundle", made, "files-runc"]
+            pod_bundle = bundle(tmp_path, name, ["/bin/sh", "-c", ASK], mounts)
+            command = ["runc", "--root", f"{tmp_path}/root", "run", "--bundle", pod_bundle, "files-runc"]
             ran = subprocess.run(command, capture_output=True, text=True, check=False)
             seen[name] = ran.stdout, ran.stderr.count("Read-only file system")
         else:
             runtime.run_detached(bundle(tmp_path, "pod", FOREVER, mounts, **{KIND: "sandbox"}), "pod")
-            asked = runtime("exec", "pod", "/bin/sh", "-c", ASK)
-            seen[name] = asked.output, asked.errors.count("Read-only file system")
+            result = runtime("exec", "pod", "/bin/sh", "-c", ASK)
+            seen[name] = result.output, result.errors.count("Read-only file system")
             over = [mount for mount in mounts if mount["destination"] == "/over"]
             script = "ls /over; echo second > /over/again; cat /over/file"
             two = bundle(tmp_path, "two", ["/bin/sh", "-c", script], over, **{KIND: "container", SANDBOX: "pod"})
@@ -125,8 +125,8 @@ def test_files_with_recursive_options_and_overlays_are_as_under_runc(
             assert runtime("exec", "pod", "/bin/sh", "-c", "cat /over/again; echo 3 > /over/third").output == "second\n"
             for container in ("two", "pod"):
                 assert runtime("delete", "--force", container).code == 0
-        found = layers / name / "upper,x"
-        upper[name] = {entry.name: entry.stat().st_mode for entry in found.iterdir()}
+        written = layers / name / "upper,x"
+        upper[name] = {entry.name: entry.stat().st_mode for entry in written.iterdir()}
         assert (layers / name / "lower,x:y/file").read_text() == "file below\n"
     assert seen["hawse"] == seen["runc"]
     assert seen["hawse"][1] == 3, seen
@@ -214,9 +214,9 @@ def test_sockets_are_forwarded_if_allowed_and_changes_are_found_by_polling(
                 "host_files connect /run/api hello; host_files connect /run/plain hello; stat -c '%F %a %u' /run/api;"
                 "stat -c %F /run/fifo /dev/log"
             )
-            said = subprocess.run([*ask, "/bin/sh", "-c", script], capture_output=True, text=True, check=False)
+            answer = subprocess.run([*ask, "/bin/sh", "-c", script], capture_output=True, text=True, check=False)
             plain = "HELLO" if name == "runc" else "Connection refused"
-            assert said.stdout.splitlines() == ["HELLO", plain, "socket 660 0", "fifo", "socket"], (name, said)
+            assert answer.stdout.splitlines() == ["HELLO", plain, "socket 660 0", "fifo", "socket"], (name, answer)
             watching = subprocess.Popen([*ask, "host_files", "watch", "/data"], stdout=subprocess.PIPE, text=True)
             change(name)
             heard, _ = watching.communicate(timeout=patience(20))

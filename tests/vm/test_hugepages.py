@@ -67,7 +67,7 @@ def volume(runtime: Runtime, tmp_path: Path) -> Iterator[Callable[[str], str]]:
 
     yield mount
     for path in mounted:
-        assert os.listdir(f"{path}/pod") == [], "nothing of it is the host's"
+        assert os.listdir(f"{path}/pod") == [], "no file was created on the host"
         subprocess.run(["umount", path], check=True)
 
 
@@ -130,7 +130,7 @@ def test_bind_without_a_limit_has_as_many_pages_as_are_free_on_the_host(
     assert lines[1:3] == ["750 0 7", "8"]
     assert lines[3:] == ["2048" + " 0" * 8, "2048" + " 7" * 8]
     assert (result.code, result.errors) == (1, "mmap: Cannot allocate memory\n")
-    assert count(KIB_2MB)[1] == 8, "the container's are the guest's"
+    assert count(KIB_2MB)[1] == 8, "the container's pages are those of the guest"
 
 
 def test_dpdk_runs_without_a_limit(runtime: Runtime, tmp_path: Path, volume: Callable[[str], str]) -> None:
@@ -205,7 +205,7 @@ def test_containers_of_a_pod_share_binds_and_release_their_pages(
     words = "huge pages of 2MB [give the virtual machine more memory: vm.memory_mib in the configuration, or for a pod"
     assert "hawse: the guest has room for " in refused.errors and f" of 4000 {words}" in refused.errors, refused
     prove_unchanged(middle)
-    assert runtime.shell("pod", count_pages).output == "6\n", "what there was is given back, and no more than that"
+    assert runtime.shell("pod", count_pages).output == "6\n", "exactly the reserved pages are released"
     for name in ("three", "four"):
         assert runtime("delete", "--force", name).code == 0
     prove_unchanged(before)
@@ -245,9 +245,11 @@ def test_error_says_how_many_huge_pages_the_host_lacks(
     total = count(KIB_2MB)[0]
     runtime.configure('[vm]\nmemory_mib = 512\nhugepages = "2MB"\n')
     result = runtime("run", "--bundle", bundle(tmp_path, "b", program, "true", []), "c1")
-    said = f"takes 256 huge pages of 2MB, and 40 of this host's {total} are free [sysctl vm.nr_hugepages={total + 216}"
+    expected = (
+        f"takes 256 huge pages of 2MB, and 40 of this host's {total} are free [sysctl vm.nr_hugepages={total + 216}"
+    )
     assert result.code == 1
-    assert said in result.errors
+    assert expected in result.errors
     assert json.loads(runtime("list", "--format", "json").output or "null") in (None, [])
 
 
@@ -272,9 +274,9 @@ def test_error_names_a_cgroup_that_allows_too_few_huge_pages(
         spec["linux"]["cgroupsPath"] = f"/{pod.name}/c1"
         write(path, spec)
         result = runtime("run", "--bundle", path, "c1")
-        said = f"hawse: {pod}/hugetlb.2MB.max is {100 * MIB}, and 0 is used: the virtual machine's memory takes "
+        expected = f"hawse: {pod}/hugetlb.2MB.max is {100 * MIB}, and 0 is used: the virtual machine's memory takes "
         assert result.code == 1
-        assert f"{said}{512 * MIB} of huge pages [raise that limit" in result.errors
+        assert f"{expected}{512 * MIB} of huge pages [raise that limit" in result.errors
     finally:
         for name in (child.name for child in os.scandir(pod) if child.is_dir()):
             os.rmdir(pod / name)

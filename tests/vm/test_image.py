@@ -1,4 +1,4 @@
-"""The image, built for real."""
+"""Real builds of the image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.vm
 
 
 def cache_with_packages(directory: Path) -> str:
-    """A cache of the test's own, but for what was downloaded."""
+    """A private cache, with the packages that were downloaded before."""
     directory.mkdir()
     os.symlink(f"{CACHE}/packages", directory / "packages")
     return str(directory)
 
 
-def test_two_builds_from_the_same_inputs_are_the_same_bytes(tmp_path: Path) -> None:
+def test_two_builds_from_the_same_inputs_are_identical(tmp_path: Path) -> None:
     """The image that the other tests boot is one of them."""
     images = [build(cache=cache, progress=print) for cache in (cache_with_packages(tmp_path / "own"), CACHE)]
     assert images[0].digest == images[1].digest
@@ -34,16 +34,16 @@ def test_two_builds_from_the_same_inputs_are_the_same_bytes(tmp_path: Path) -> N
     assert images[0].size > 0
     for parent, _, names in os.walk(images[0].modules):
         for name in names:
-            if name.endswith(".ko"):  # a driver of PCI devices would take one that is plugged
+            if name.endswith(".ko"):  # another driver of PCI devices would bind to a plugged device
                 assert b"alias=pci:" not in Path(parent, name).read_bytes(), name
 
 
-def test_a_kernel_of_the_users_own_has_an_image_of_its_own(tmp_path: Path) -> None:
+def test_custom_kernel_has_a_separate_image(tmp_path: Path) -> None:
     cache = cache_with_packages(tmp_path / "cache")
     with open(f"{recipe_directory()}/recipe.toml", "rb") as file:
         recipe = tomllib.load(file)
-    found = kernel_packages(recipe, CACHE, print)
-    kernel, modules = unpack_kernel(found, str(tmp_path / "kernel"))
+    packages = kernel_packages(recipe, CACHE, print)
+    kernel, modules = unpack_kernel(packages, str(tmp_path / "kernel"))
     own = build(cache=cache, progress=print, kernel=kernel, modules=modules)
     assert own.release == os.path.basename(modules)
     assert locate(cache=cache, kernel=kernel, modules=modules) == own
@@ -54,7 +54,7 @@ def test_a_kernel_of_the_users_own_has_an_image_of_its_own(tmp_path: Path) -> No
         locate(cache=cache, kernel=kernel, modules=modules)
 
 
-def test_a_kernel_without_a_module_is_refused_by_the_modules_name(tmp_path: Path) -> None:
+def test_error_names_a_module_that_the_kernel_lacks(tmp_path: Path) -> None:
     kernel, modules = tmp_path / "vmlinuz", tmp_path / "6.9.0-own"
     kernel.write_bytes(b"\x7fELF a kernel of the user's own")
     (modules / "kernel").mkdir(parents=True)

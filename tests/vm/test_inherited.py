@@ -1,4 +1,5 @@
-"""What a process has from the caller of `create` and `exec`: limits and more, and streams that are closed."""
+"""Attributes that a process inherits from the caller of `create` and `exec`: limits, umask and more, and closed
+streams."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from tests.support.runtime import Runtime
 pytestmark = pytest.mark.vm
 
 _SHOW = "cat /proc/self/limits /proc/self/oom_score_adj; umask"
-#: Where soft and hard number of open files differ, runc that was built with Go 1.19, Debian 12's, passes the hard one.
+#: If the soft and the hard limit of open files differ, Debian 12's runc (built with Go 1.19) passes the hard one.
 _CREATES = (
     "prlimit --nofile=4000:4000 --memlock=65536:4194304 --nproc=4000:5000 --msgqueue=1000:2000 --fsize=9000000: "
     "--cpu=30:"
@@ -37,7 +38,7 @@ def runc(tmp_path: Path) -> Iterator[Callable[..., list[str]]]:
 
 
 def begin(argv: list[str], limits: str, output: TextIO) -> None:
-    """Run a command with these limits to its end; the process that it leaves may write to the file later."""
+    """Run a command with these limits to its end. The process that it leaves may write to the file later."""
     words = ["/bin/sh", "-c", f"{_CALLER} {limits} {shlex.join(argv)}"]
     done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, timeout=patience(60))
     if done.returncode != 0:
@@ -46,7 +47,7 @@ def begin(argv: list[str], limits: str, output: TextIO) -> None:
 
 
 def with_users(bundle: str, spec: dict[str, Any], first: int) -> None:
-    """Give the container a user namespace, and its owner the files."""
+    """Give the container a user namespace, and its files to the owner in that namespace."""
     spec["linux"]["namespaces"].append({"type": "user"})
     for kind in ("uidMappings", "gidMappings"):
         spec["linux"][kind] = [{"containerID": 0, "hostID": first, "size": 65536}]
@@ -55,9 +56,11 @@ def with_users(bundle: str, spec: dict[str, Any], first: int) -> None:
 
 
 @pytest.mark.parametrize("users", [False, True], ids=["plain", "user namespace"])
-def test_what_no_one_names_is_the_callers(runtime: Runtime, runc: Callable[..., list[str]], users: bool) -> None:
+def test_attributes_that_are_not_specified_are_inherited_from_the_caller(
+    runtime: Runtime, runc: Callable[..., list[str]], users: bool
+) -> None:
     """As under runc in the same shell, for a user without capabilities: limits, oom_score_adj and umask."""
-    # Users of a user namespace look for their root file system there; pytest's directories are root's alone.
+    # Users of a user namespace must find their root file system there; only root may enter pytest's directories.
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
         os.chmod(directory, 0o755)
         bundle = f"{directory}/bundle"
@@ -70,16 +73,16 @@ def test_what_no_one_names_is_the_callers(runtime: Runtime, runc: Callable[..., 
         process = specification(["/bin/sh", "-c", _SHOW], user={"uid": 7, "gid": 7})["process"]
         del process["rlimits"]
         Path(directory, "process.json").write_text(json.dumps(process))
-        found: list[list[str]] = []
+        outputs: list[list[str]] = []
         for command in (runtime.argv, runc):
             with open(f"{directory}/output", "w+") as file:
                 begin(command("run", "--detach", "--bundle", bundle, "c1"), _CREATES, file)
                 wait_until(lambda name=file.name: Path(name).read_text().endswith("\n0022\n"))  # type: ignore[misc]
                 begin(command("exec", "--process", f"{directory}/process.json", "c1"), _EXECS, file)
                 begin([*command("exec", "c1"), "/bin/sh", "-c", _SHOW], _EXECS, file)
-            found.append(Path(file.name).read_text().split("Units"))
+            outputs.append(Path(file.name).read_text().split("Units"))
         assert runtime("delete", "--force", "c1").code == 0
-    ours, theirs = found
+    ours, theirs = outputs
     assert len(ours) == 4
     for mine, other in zip(ours, theirs, strict=True):
         assert mine == other
@@ -88,7 +91,7 @@ def test_what_no_one_names_is_the_callers(runtime: Runtime, runc: Callable[..., 
 
 
 def test_container_runs_with_all_streams_closed(runtime: Runtime, tmp_path: Path) -> None:
-    """Its stdin is at its end, and what it writes is discarded."""
+    """Its stdin is at the end of file, and its output is discarded."""
     bundle = str(tmp_path / "bundle")
     script = "cat > /tmp/stdin; echo out && echo error >&2 && echo written > /tmp/done; exit 7"
     make_bundle(bundle, ["/bin/sh", "-c", script])

@@ -57,8 +57,8 @@ def test_root_of_the_share_is_read_only(runtime: Runtime, tmp_path: Path) -> Non
     before = sorted(os.listdir(outside))
     result = runtime("run", "--keep", "--bundle", bundle, "c1")
     assert (result.code, result.output) == (0, "11\n"), result
-    assert Path(f"{bundle}/rootfs/written").read_text() == "written\n", "what is shared is"
-    assert os.listdir(f"{runtime.root}/c1/share") == [], "nothing of the share is on the host's file system"
+    assert Path(f"{bundle}/rootfs/written").read_text() == "written\n", "shared directories are writable"
+    assert os.listdir(f"{runtime.root}/c1/share") == [], "no file of the share is on the host's file system"
     assert runtime("delete", "c1").code == 0
     assert sorted(os.listdir(outside)) == before
 

@@ -174,8 +174,8 @@ def copied_qemu(directory: Path) -> str:
 def test_jail_tree_is_created_again_when_qemu_has_changed(tmp_path: Path) -> None:
     cache, qemu = str(tmp_path / "cache"), copied_qemu(tmp_path)
     first = tree.obtain(qemu, cache=cache)
-    made = os.stat(first).st_ino
-    assert tree.obtain(qemu, cache=cache) == first and os.stat(first).st_ino == made
+    inode = os.stat(first).st_ino
+    assert tree.obtain(qemu, cache=cache) == first and os.stat(first).st_ino == inode
     os.utime(qemu)
     second = tree.obtain(qemu, cache=cache)
     assert second != first
@@ -224,7 +224,7 @@ def test_static_program_is_not_run_to_list_its_libraries(tmp_path: Path) -> None
 
 
 def test_jail_tree_is_small() -> None:
-    made = tree.obtain(Vm().qemu, cache=CACHE)
-    files = [path for path in Path(made).rglob("*") if path.is_file()]
+    built = tree.obtain(Vm().qemu, cache=CACHE)
+    files = [path for path in Path(built).rglob("*") if path.is_file()]
     assert len(files) < 70
     assert not any(path.stat().st_mode & 0o222 for path in files if path.parent.name != "boot")

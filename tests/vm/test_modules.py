@@ -19,7 +19,7 @@ NODES = [
     ("/dev/net/tun", 10, 200), ("/dev/vhost-net", 10, 238), ("/dev/vhost-vsock", 10, 241), ("/dev/fuse", 10, 229),
     ("/dev/loop-control", 10, 237), ("/dev/ppp", 108, 0), ("/dev/uhid", 10, 239),
 ]  # fmt: skip
-#: Prints a line for each command that fails, so nothing where the kernel has it all.
+#: Prints a line for each failing command, and nothing if the kernel supports everything.
 TRY = 'try() { "$@" >/dev/null 2>/tmp/said || echo "$*: $(cat /tmp/said)"; }\n'
 OPEN = "\n".join(f"try sh -c 'exec 3<>{path}'" for path, _, _ in NODES)
 SOCKETS = """
@@ -65,7 +65,7 @@ NET_ADMIN = ["CAP_NET_ADMIN", "CAP_NET_RAW"]
 
 
 def make_bundle(directory: str, script: str, *capabilities: str) -> str:
-    """A bundle whose shell and programs are this machine's; its path."""
+    """A bundle whose shell and programs are those of this machine; returns its path."""
     for name in ("usr", "proc", "sys", "dev", "tmp", "run", "etc"):
         os.makedirs(f"{directory}/rootfs/{name}")
     for name in ("bin", "sbin", "lib", "lib64"):
@@ -81,7 +81,7 @@ def make_bundle(directory: str, script: str, *capabilities: str) -> str:
 
 
 def outcome(runtime: Runtime, bundle: str) -> list[str]:
-    """What the script has printed, without the warning that this QEMU makes no special files by 9p."""
+    """The output of the script, without the warning that this QEMU creates no special files with 9p."""
     done = runtime("run", "--bundle", bundle, "c1", seconds=120)
     assert done.code == 0, done
     lines = done.output.splitlines() + done.errors.splitlines()
@@ -94,7 +94,7 @@ def asks(*families: str) -> str:
     return f"{OPEN}\npython3 -IS -c '{SOCKETS}{more}'\n"
 
 
-#: It is not in the list.
+#: This module is not in the list.
 UNKNOWN = ["rxrpc Address family not supported by protocol"]
 RXRPC = "rxrpc 33, socket.SOCK_DGRAM, 2"
 
@@ -107,24 +107,25 @@ RXRPC = "rxrpc 33, socket.SOCK_DGRAM, 2"
 def test_guest_loads_modules_that_a_container_needs(
     runtime: Runtime, tmp_path: Path, configuration: str, more: str
 ) -> None:
-    """A module that is not in the list is missing as before."""
+    """A module that is not in the list stays missing."""
     runtime.configure(configuration)
-    found = outcome(runtime, make_bundle(f"{tmp_path}/bundle", asks(RXRPC) + more, *NET_ADMIN))
-    assert [line.endswith(end) for line, end in zip(found, UNKNOWN, strict=True)] == [True], found
+    output = outcome(runtime, make_bundle(f"{tmp_path}/bundle", asks(RXRPC) + more, *NET_ADMIN))
+    assert [line.endswith(end) for line, end in zip(output, UNKNOWN, strict=True)] == [True], output
 
 
 def test_restored_guest_loads_modules_for_a_container_without_capabilities(runtime: Runtime, tmp_path: Path) -> None:
-    """What takes CAP_NET_ADMIN on a host takes it here, and the legacy firewall is loaded for those that have it."""
+    """Operations that need CAP_NET_ADMIN on a host need it here, too. The legacy firewall is loaded for containers with
+    it."""
     assert runtime("template", "build", seconds=120).code == 0
     script = asks(RXRPC) + "grep -c -e ^ip_tables -e ^ip6_tables /proc/modules || true"
-    found = outcome(runtime, make_bundle(f"{tmp_path}/bundle", script))
+    output = outcome(runtime, make_bundle(f"{tmp_path}/bundle", script))
     expected = ["/dev/ppp: Operation not permitted", "bbr No such file or directory", "key Operation not permitted"]
     expected += [*UNKNOWN, "0"]
-    assert [line.endswith(end) for line, end in zip(found, expected, strict=True)] == [True] * len(expected), found
+    assert [line.endswith(end) for line, end in zip(output, expected, strict=True)] == [True] * len(expected), output
 
 
 def test_administrator_adds_modules(runtime: Runtime, tmp_path: Path) -> None:
-    """One for the kernel to ask for, and one that is loaded at the start."""
+    """One that the kernel requests, and one that is loaded at the start."""
     tables = '[image]\nextra_modules = ["rxrpc"]\n', '[vm]\nload_modules = ["br-netfilter", "nf_conntrack"]\n'
     runtime.configure("".join(tables))
     bundle = make_bundle(

@@ -47,10 +47,10 @@ def _unmount(place: Path) -> None:
 
 
 def bundle(directory: Path, name: str, volumes: Path, annotations: dict[str, str]) -> str:
-    made = str(directory / name)
-    spec = make_bundle(made, FOREVER)
+    new_directory = str(directory / name)
+    spec = make_bundle(new_directory, FOREVER)
     for applet in ("df", "find"):
-        os.symlink("busybox", f"{made}/rootfs/bin/{applet}")
+        os.symlink("busybox", f"{new_directory}/rootfs/bin/{applet}")
     (directory / "hosts").write_text("hosts\n")
     binds: list[dict[str, Any]] = [
         {"destination": f"/{name}", "source": str(volumes / name), "type": "bind", "options": options}
@@ -60,8 +60,8 @@ def bundle(directory: Path, name: str, volumes: Path, annotations: dict[str, str
     binds.append({"destination": "/guest", "source": "tmpfs", "type": "tmpfs", "options": ["size=2m"]})
     spec["mounts"] += binds
     spec["annotations"] = annotations
-    write(made, spec)
-    return made
+    write(new_directory, spec)
+    return new_directory
 
 
 #: Commands by their topics. All run in one `exec`, since each needs a second without KVM.
@@ -103,9 +103,9 @@ def test_mounts_are_separate_file_systems_as_under_runc(
         expected = answers(asks["runc"])
         theirs = expected.pop("device numbers").split()
         for name in asks.keys() - {"runc"}:
-            found = answers(asks[name])
-            ours = found.pop("device numbers").split()
-            assert found == expected, name
+            output = answers(asks[name])
+            ours = output.pop("device numbers").split()
+            assert output == expected, name
             for one, other in itertools.combinations(range(len(POINTS)), 2):
                 same = theirs[one] == theirs[other]
                 assert (ours[one] == ours[other]) is same, (name, POINTS[one], POINTS[other], ours)
@@ -116,7 +116,7 @@ def test_mounts_are_separate_file_systems_as_under_runc(
         (later / "there").write_text("")
         for name, ask in asks.items():
             assert ask(LATER).split()[:3:2] == ["there", "4096"], name
-        # Lazily, since virtiofsd has it open, as a process of the container would.
+        # Unmount lazily, since virtiofsd keeps it open, as a process of the container would.
         subprocess.run(["umount", "--lazy", later], check=True)
         for name, ask in asks.items():
             wait_until(partial(_is_empty, ask), what=f"{name}: unmounted")
@@ -127,7 +127,7 @@ def test_mounts_are_separate_file_systems_as_under_runc(
             deleted = runtime("delete", "--force", "one")
             assert (deleted.code, deleted.errors) == (0, "")
             assert [path for path in _open_files(runtime) if path.startswith("/one")] == []
-            assert "/volume/inner\n" in asks["pod"]("ls -d /volume/inner; find /volume -xdev"), "its own stay"
+            assert "/volume/inner\n" in asks["pod"]("ls -d /volume/inner; find /volume -xdev"), "its own mounts stay"
 
 
 def _is_empty(ask: Ask) -> bool:
@@ -157,10 +157,10 @@ def _under_runc(directory: Path, volumes: Path, undo: ExitStack) -> Ask:
 
 def _open_files(runtime: Runtime) -> list[str]:
     """The paths in the share that virtiofsd of the sandbox has open."""
-    found: list[str] = []
+    paths: list[str] = []
     with open(f"{runtime.root}/pod/programs") as file:
         pids = [int(line.split()[0]) for line in file]
     for pid in pids:
         for process in (pid, *children(pid)):
-            found += descriptors(process).values()
-    return found
+            paths += descriptors(process).values()
+    return paths

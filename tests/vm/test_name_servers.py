@@ -28,7 +28,7 @@ def serve_names(namespace: Namespace, address: str, answer: str) -> ExitStack:
     def answered(query: bytes) -> bytes:
         end = query.index(b"\0", 12) + 5
         record = b"\xc0\x0c" + query[end - 4 : end] + (60).to_bytes(4, "big") + b"\0\x04" + socket.inet_aton(answer)
-        records = 1 if query[end - 4 : end] == b"\0\x01\0\x01" else 0  # only addresses of IPv4 are known
+        records = 1 if query[end - 4 : end] == b"\0\x01\0\x01" else 0  # only IPv4 addresses are known
         return query[:2] + b"\x81\x80\0\x01" + records.to_bytes(2, "big") + bytes(4) + query[12:end] + record * records
 
     def datagrams() -> None:

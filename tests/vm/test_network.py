@@ -88,15 +88,15 @@ def sending(outside: Namespace, **frames: bytes) -> Iterator[None]:
         sockets.extend(udp)
         udp[0].setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("10.77.3.1"))
         udp[1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, socket.if_nametoindex("other"))
-        made: list[Callable[[], object]] = [
+        senders: list[Callable[[], object]] = [
             lambda: udp[0].sendto(b"group4", ("239.1.2.3", 5004)), lambda: udp[1].sendto(b"x", ("ff15::1:2:3", 5006))
         ]  # fmt: skip
         for name, frame in frames.items():
             raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
             raw.bind((name, 0))
             sockets.append(raw)
-            made.append(partial(raw.send, frame))
-        return made
+            senders.append(partial(raw.send, frame))
+        return senders
 
     sends = network_namespace.within(outside.fd, make)
 
@@ -268,7 +268,7 @@ def test_two_sandboxes_have_their_own_addresses(
     # A network namespace belongs to one VM.
     bundle = bundle_in(tmp_path / "three", "true", inside.path)
     assert fails(runtime, "create", "--bundle", bundle, "c3").startswith(
-        "interface eth0 of the network namespace is another sandbox's"
+        "interface eth0 of the network namespace belongs to another sandbox"
     )
     again = runtime("run", "--bundle", bundle_in(tmp_path / "four", script, second.path), "c4")
     assert "3 packets received" in again.output, again

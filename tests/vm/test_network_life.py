@@ -121,8 +121,8 @@ def test_sysctl_that_the_guest_lacks_is_refused(runtime: Runtime, tmp_path: Path
         spec = json.load(file)
     spec["linux"]["sysctl"] = {"net.none": "1"}
     write(bundle, spec)
-    said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("linux.sysctl: net.none: the guest cannot set it: No such file or directory")
+    error = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert error.startswith("linux.sysctl: net.none: the guest cannot set it: No such file or directory")
 
 
 def test_failed_create_leaves_the_interface_unchanged(

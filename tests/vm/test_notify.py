@@ -22,7 +22,7 @@ from tests.support.runtime import Runtime
 pytestmark = pytest.mark.vm
 
 SOURCE = str(Path(__file__).with_name("notify.c"))
-#: Notifications of a program. Each has an assignment that must not reach the host.
+#: Notifications of a program. Each contains an assignment that must not reach the host.
 STARTS = "notify 'STATUS=starting\nNOTIFYACCESS=all' 'FDSTORE=1'"
 IS_READY = "notify 'READY=1\nSTATUS=up\nMAINPID=7' barrier"
 RUNS = "notify 'WATCHDOG=1' 'RELOADING=1\nMONOTONIC_USEC=1' 'X=y'"
@@ -32,8 +32,8 @@ ENDS = "notify 'STOPPING=1\nERRNO=5'"
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """A directory whose path fits into a socket's address."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(dir="/tmp") as new_directory:
+        yield Path(new_directory)
 
 
 def bundle(
@@ -64,8 +64,8 @@ def test_notifications_reach_the_service_manager_of_the_host(runtime: Runtime, d
     os.mkdir(f"{directory}/go")
     with Notified(f"{directory}/host.sock") as host:
         script = f"{STARTS}; until [ -e /go/on ]; do sleep 0.1; done; {IS_READY}; {RUNS}; while :; do sleep 9999; done"
-        made = bundle(directory, "pod", script, mounts=[go])
-        assert begin(runtime, host.address, "create", "--bundle", made, "pod").wait(patience(60)) == 0
+        container = bundle(directory, "pod", script, mounts=[go])
+        assert begin(runtime, host.address, "create", "--bundle", container, "pod").wait(patience(60)) == 0
         proxy = runtime.state("pod")["pid"]
         starting = begin(runtime, host.address, "start", "pod")
         assert host.next() == (proxy, ["STATUS=starting"])
@@ -82,8 +82,8 @@ def test_notifications_reach_the_service_manager_of_the_host(runtime: Runtime, d
         assert host.nothing()
 
         with Notified(f"@hawse-test-{os.getpid()}") as abstract:
-            made = bundle(directory, "one", f"{IS_READY}; {ENDS}; exit 3")
-            running = begin(runtime, abstract.address, "run", "--bundle", made, "one")
+            container = bundle(directory, "one", f"{IS_READY}; {ENDS}; exit 3")
+            running = begin(runtime, abstract.address, "run", "--bundle", container, "one")
             assert abstract.next() == (running.pid, ["READY=1", "STATUS=up", f"MAINPID={running.pid}"])
             assert abstract.next() == (running.pid, ["STOPPING=1", "ERRNO=5"])
             assert running.wait(patience(20)) == 3
@@ -92,10 +92,10 @@ def test_notifications_reach_the_service_manager_of_the_host(runtime: Runtime, d
         with Notified(f"{directory}/engine.sock") as engine:
             mount = go | {"destination": "/run/the.sock", "source": engine.address}
             environment = ["PATH=/bin", "NOTIFY_SOCKET=/run/the.sock"]
-            made = bundle(
+            container = bundle(
                 directory, "two", f"{IS_READY}; {ENDS}; while :; do sleep 9999; done", mounts=[mount], env=environment
             )
-            runtime.run_detached(made, "two")
+            runtime.run_detached(container, "two")
             proxy = runtime.state("two")["pid"]
             assert engine.next() == (proxy, ["READY=1", "STATUS=up"])
             assert engine.next() == (proxy, ["STOPPING=1", "ERRNO=5"])
@@ -106,8 +106,8 @@ def test_notifications_reach_the_service_manager_of_the_host(runtime: Runtime, d
 
 def test_start_ends_with_a_container_that_is_never_ready(runtime: Runtime, directory: Path) -> None:
     """Its root file system is read-only, but the directory of the socket is created in it."""
-    made = bundle(directory, "pod", f"{STARTS}; read x; exit 4", readonly=True)
+    container = bundle(directory, "pod", f"{STARTS}; read x; exit 4", readonly=True)
     with Notified(f"{directory}/host.sock") as host:
-        assert begin(runtime, host.address, "run", "--detach", "--bundle", made, "pod").wait(patience(60)) == 0
+        assert begin(runtime, host.address, "run", "--detach", "--bundle", container, "pod").wait(patience(60)) == 0
         assert host.next()[1] == ["STATUS=starting"]
         assert host.nothing()

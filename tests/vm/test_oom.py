@@ -1,5 +1,7 @@
-"""A kill for want of memory in the guest, as engines see it on the host: on cgroups of version 2, those of a guest,
-which plays the host here, since this host's may be of version 1."""
+"""An OOM kill in the guest, as engines see it on the host.
+
+This host's cgroups may be of version 1, so a guest with cgroups of version 2 acts as the host.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ PROGRAM = Path(__file__).with_name("oom_inside.py")
 NEEDED = ("CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE", "CAP_KILL")
 
 
-def test_the_cgroup_counts_it_and_is_as_it_was(runtime: Runtime, tmp_path: Path) -> None:
+def test_cgroup_counts_the_kill_and_is_otherwise_unchanged(runtime: Runtime, tmp_path: Path) -> None:
     path = str(tmp_path / "bundle")
     capabilities = {kind: list(NEEDED) for kind in ("bounding", "effective", "permitted")}
     spec = make_bundle(path, ["/usr/bin/python3", "/program.py"], capabilities=capabilities)

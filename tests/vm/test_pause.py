@@ -1,4 +1,4 @@
-"""Paused containers: nothing in them moves, and every other verb says or does what runc's does."""
+"""Paused containers: their processes do not run, and every other verb behaves as in runc."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ while :; do n=$((n + 1)); echo $n > /data/count.new; /bin/busybox mv /data/count
 """
 
 
-def test_what_is_paused_stands_still_until_it_is_resumed(runtime: Runtime, tmp_path: Path) -> None:
+def test_paused_processes_do_not_run_until_resumed(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", _COUNT])
     pid = runtime.run_detached(bundle, "c1")
@@ -57,7 +57,7 @@ def test_what_is_paused_stands_still_until_it_is_resumed(runtime: Runtime, tmp_p
 
 
 @pytest.mark.parametrize("way", ["kill", "SIGKILL of the proxy"])
-def test_a_paused_container_can_be_killed(runtime: Runtime, tmp_path: Path, way: str) -> None:
+def test_paused_container_can_be_killed(runtime: Runtime, tmp_path: Path, way: str) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "echo up; sleep 1000"])
     running = runtime.start("run", "--bundle", bundle, "c1", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
@@ -72,7 +72,7 @@ def test_a_paused_container_can_be_killed(runtime: Runtime, tmp_path: Path, way:
     running.stdout.close()
 
 
-def test_a_created_container_is_created_again_after_it(runtime: Runtime, tmp_path: Path) -> None:
+def test_resumed_created_container_is_created(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "exit 0"])
     null = subprocess.DEVNULL

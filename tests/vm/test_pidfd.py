@@ -1,4 +1,5 @@
-"""--pidfd-socket of runc: the engine holds the process itself, and not a pid that may be another's tomorrow."""
+"""--pidfd-socket of runc: the engine gets a pidfd of the process, which never refers to another process, unlike a
+pid."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ FOREVER = ["/bin/sleep", "1000"]
 
 @contextmanager
 def listening(path: str) -> Iterator[socket.socket]:
-    """A socket that an engine listens at."""
+    """A listening socket of an engine."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(path)
         listener.listen()
@@ -32,7 +33,7 @@ def listening(path: str) -> Iterator[socket.socket]:
 
 
 def received(listener: socket.socket) -> tuple[str, int]:
-    """What the runtime has sent: runc's word for the kind of process, and the descriptor."""
+    """The message of the runtime: runc's word for the kind of process, and the descriptor."""
     connection, _ = listener.accept()
     with connection:
         text, [fd], _, _ = socket.recv_fds(connection, 64, 1)
@@ -45,14 +46,14 @@ def pid_of(fd: int) -> int:
         return int(next(line for line in file if line.startswith("Pid:")).split()[1])
 
 
-def test_the_descriptors_of_a_container_and_of_a_further_process(runtime: Runtime, tmp_path: Path) -> None:
+def test_engine_gets_pidfds_of_a_container_and_of_an_exec(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, FOREVER)
     null = subprocess.DEVNULL
     with listening(str(tmp_path / "first")) as first, listening(str(tmp_path / "further")) as further:
         words = ["--pidfd-socket", str(tmp_path / "first"), "--pid-file", str(tmp_path / "pid"), "c1"]
-        made = runtime.start("create", "--bundle", bundle, *words, stdin=null, stdout=null, stderr=null)
-        assert made.wait(patience(30)) == 0
+        running = runtime.start("create", "--bundle", bundle, *words, stdin=null, stdout=null, stderr=null)
+        assert running.wait(patience(30)) == 0
         kind, container = received(first)
         assert (kind, pid_of(container)) == ("standard", int((tmp_path / "pid").read_text()))
         assert runtime("start", "c1").code == 0
@@ -64,8 +65,8 @@ def test_the_descriptors_of_a_container_and_of_a_further_process(runtime: Runtim
             str(tmp_path / "exec.pid"),
             "c1",
         ]
-        made = runtime.start("exec", *words, *FOREVER, stdin=null, stdout=null, stderr=null)
-        assert made.wait(patience(10)) == 0
+        running = runtime.start("exec", *words, *FOREVER, stdin=null, stdout=null, stderr=null)
+        assert running.wait(patience(10)) == 0
         kind, process = received(further)
         assert (kind, pid_of(process)) == ("setns", int((tmp_path / "exec.pid").read_text()))
     for fd in (process, container):
@@ -74,7 +75,7 @@ def test_the_descriptors_of_a_container_and_of_a_further_process(runtime: Runtim
         os.close(fd)
 
 
-def test_where_nobody_listens_nothing_is_left(runtime: Runtime, tmp_path: Path) -> None:
+def test_failed_send_leaves_nothing(runtime: Runtime, tmp_path: Path) -> None:
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, FOREVER)
     nowhere = ["--pidfd-socket", str(tmp_path / "nowhere")]

@@ -82,9 +82,9 @@ def qemus() -> int:
 def test_containers_share_only_the_vm(pod: Runtime, tmp_path: Path) -> None:
     machines = qemus()
     for name in ("one", "two"):
-        made = bundle(tmp_path, name)
-        (Path(made) / "rootfs" / "mine").write_text(name)
-        pod.run_detached(made, name)
+        container_bundle = bundle(tmp_path, name)
+        (Path(container_bundle) / "rootfs" / "mine").write_text(name)
+        pod.run_detached(container_bundle, name)
     assert qemus() == machines
     boots = [pod.shell(name, "cat /proc/sys/kernel/random/boot_id") for name in ("pod", "one", "two")]
     assert [result.code for result in boots] == [0, 0, 0], boots
@@ -106,7 +106,7 @@ def test_each_container_sees_only_its_own_devices(pod: Runtime, tmp_path: Path) 
         assert (probe.code, json.loads(probe.output)["passed"]) == (0, True), probe
         entry = pod.state(other)["vfio"][0]
         for path in entry["nodes"]:
-            assert pod.shell(name, f"ls {path}").code != 0, "no node of the other's"
+            assert pod.shell(name, f"ls {path}").code != 0, "no node of the other container"
         # Nor by its number: the device cgroup does not permit to open it.
         [line] = pod.shell(other, f"ls -ln {entry['nodes'][0]}").output.splitlines()
         major, minor = (word.rstrip(",") for word in line.split()[4:6])
@@ -154,9 +154,9 @@ def test_disk_for_the_guest_kernel_is_in_one_container(pod: Runtime, tmp_path: P
     script = f"dd if=/bin/busybox bs=4096 count=16 2>&- | md5sum; {read.format(16368)};"
     for place in (0, 16368):
         script += f"{write.format(place)}; {read.format(place)};"
-    wanted, before, first, last = pod.shell("one", script).output.splitlines()
-    assert (first, last) == (wanted, wanted)
-    assert before != wanted
+    expected, before, first, last = pod.shell("one", script).output.splitlines()
+    assert (first, last) == (expected, expected)
+    assert before != expected
     beyond = pod.shell("one", write.format(16384).replace(" 2>&-", ""))
     assert (beyond.code, "No space left" in beyond.errors) == (1, True), beyond
     about = {KIND: "container", SANDBOX: "pod"}
@@ -202,8 +202,8 @@ def test_each_container_has_its_own_stdio_and_exit_code(pod: Runtime, tmp_path: 
         "run", "--bundle", bundle(tmp_path, "two", ["/bin/sh", "-c", "read line; echo two $line; exit 4"]), "two",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
-    said = [process.communicate(text)[0] for process, text in ((two, b"b\n"), (one, b"a\n"))]
-    assert (said, one.returncode, two.returncode) == ([b"two b\n", b"one a\n"], 3, 4)
+    outputs = [process.communicate(text)[0] for process, text in ((two, b"b\n"), (one, b"a\n"))]
+    assert (outputs, one.returncode, two.returncode) == ([b"two b\n", b"one a\n"], 3, 4)
     assert pod.state("pod")["status"] == "running"
 
 
@@ -300,7 +300,7 @@ def test_created_container_is_deleted_without_force(pod: Runtime, tmp_path: Path
 
 
 def test_only_the_proxy_has_the_streams_of_a_container(runtime: Runtime, tmp_path: Path) -> None:
-    """An engine reads until every process has closed the other end, so only the proxy may have it open."""
+    """An engine reads until the other end is closed in every process, so only the proxy may keep it open."""
     for name in ("pod", "one"):
         pipes = [os.pipe() for _ in range(3)]
         theirs = [pipes[0][0], pipes[1][1], pipes[2][1]]
@@ -321,7 +321,7 @@ def test_only_the_proxy_has_the_streams_of_a_container(runtime: Runtime, tmp_pat
     ("annotations", "words"),
     [
         ({KIND: "container", SANDBOX: "nobody"}, "sandbox nobody does not exist"),
-        ({KIND: "container", SANDBOX: "one"}, "one is no sandbox: it has joined pod"),
+        ({KIND: "container", SANDBOX: "one"}, "one is not a sandbox: it has joined pod"),
         ({KIND: "container"}, f"annotations: {SANDBOX} is missing"),
         ({KIND: "container", SANDBOX: "../pod"}, "invalid container ID format"),
     ],
@@ -395,7 +395,8 @@ def test_container_deleted_during_its_creation_leaves_nothing(pod: Runtime, tmp_
 
 
 def test_files_mounted_after_the_start_of_the_sandbox_are_shared(pod: Runtime, tmp_path: Path) -> None:
-    """Such as the root file system of a later container, when the monitor already has a private mount namespace."""
+    """For example the root file system of a later container, when the monitor already uses a private mount
+    namespace."""
     path = bundle(tmp_path, "one")
     subprocess.run(["mount", "-t", "tmpfs", "late", f"{path}/rootfs/tmp"], check=True)
     try:

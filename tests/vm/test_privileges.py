@@ -77,16 +77,16 @@ def test_privileges_of_each_process_are_those_of_the_security_page(runtime: Runt
     [qemu] = [pid for name, pid in below.items() if name.startswith("qemu")]
     # virtiofsd starts a child in a PID namespace, which serves files; the parent only waits.
     virtiofsd = max(pid for name, pid in below.items() if name.startswith("virtiofsd"))
-    found = {
+    rows = {
         "QEMU": row_of(qemu),
         "virtiofsd": row_of(virtiofsd),
         "monitor": row_of(monitor),
         "proxy of the first process": row_of(first),
         "proxy of an exec": row_of(other),
     }
-    for process, cells in found.items():
+    for process, cells in rows.items():
         print(f"| {process} | {' | '.join(f'`{cell}`' for cell in cells)} |")
-    assert found == documented()
+    assert rows == documented()
     for pid in (qemu, virtiofsd):
         assert re.search(r"Max core file size\s+0\s+0", Path(f"/proc/{pid}/limits").read_text())
     assert re.search(r"Max data size\s+1073741824\s", Path(f"/proc/{monitor}/limits").read_text())

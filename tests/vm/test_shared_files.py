@@ -156,8 +156,8 @@ def test_container_ends_while_its_program_is_read_ahead(pod: Runtime, tmp_path: 
     """The guest kernel would report "Busy inodes" if the mounts of the container were the last of their file system."""
     with slow_server(pod):
         for number in range(8):
-            made = bundle(tmp_path, f"short{number}", {}, ["/bin/sh", "-c", "exit 3"])
-            assert pod("run", "--bundle", made, f"short{number}").code == 3
+            container = bundle(tmp_path, f"short{number}", {}, ["/bin/sh", "-c", "exit 3"])
+            assert pod("run", "--bundle", container, f"short{number}").code == 3
     assert "Busy inodes" not in Path(f"{pod.root}/pod/console.log").read_text()
 
 
@@ -167,13 +167,15 @@ def test_two_mounts_of_one_container_are_one_directory_as_under_runc(tmp_path: P
     for name in ("runc", "hawse"):
         data = tmp_path / f"data-{name}"
         (data / "sub").mkdir(parents=True)
-        made = bundle(tmp_path, name, {"/data": str(data), "/again": str(data)}, ["/bin/sh", "-c", script], pod=False)
+        container = bundle(
+            tmp_path, name, {"/data": str(data), "/again": str(data)}, ["/bin/sh", "-c", script], pod=False
+        )
         if name == "runc":
             run = subprocess.run(
-                ["runc", "run", "--bundle", made, "files-runc"], capture_output=True, text=True, check=False
+                ["runc", "run", "--bundle", container, "files-runc"], capture_output=True, text=True, check=False
             )
             results[name] = run.stdout
         else:
-            results[name] = Runtime(str(tmp_path))("run", "--bundle", made, "files").output
+            results[name] = Runtime(str(tmp_path))("run", "--bundle", container, "files").output
     assert seen(results["runc"]) == ONE_FILE
     assert results["hawse"] == results["runc"]

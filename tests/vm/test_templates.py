@@ -100,11 +100,11 @@ def test_template_has_no_data_of_the_first_container(kept: str) -> None:
     [digest] = templates(kept)
     with open(f"{kept}/templates/{digest}/memory", "rb") as file:
         tail = b""
-        found = False
+        is_found = False
         while piece := file.read(1 << 24):
-            found = found or SECRET.encode() in tail + piece
+            is_found = is_found or SECRET.encode() in tail + piece
             tail = piece[-64:]
-    assert not found
+    assert not is_found
     with open(f"{kept}/templates/{digest}/state", "rb") as file:
         assert SECRET.encode() not in file.read()
 
@@ -176,9 +176,9 @@ def test_template_that_qemu_cannot_load_is_removed(runtime: Runtime, cache: str,
     with open(f"{place}/state", "r+b") as file:
         file.write(os.urandom(4096))
         file.flush()
-        found = ram_file.digest(file.fileno())
+        state_digest = ram_file.digest(file.fileno())
     manifest = json.loads(Path(f"{place}/manifest.json").read_text())
-    manifest["files"]["state"]["digest"] = found
+    manifest["files"]["state"]["digest"] = state_digest
     Path(f"{place}/manifest.json").write_text(json.dumps(manifest))
     trace = tmp_path / "trace.json"
     result = runtime("run", "--bundle", bundle, "--timeline", str(trace), "c1")
@@ -249,7 +249,7 @@ def test_crash_while_saving_leaves_no_usable_template(runtime: Runtime, bundle: 
     runtime("delete", "--force", "c1")
     assert start(runtime, bundle, tmp_path) == (False, [])
     assert len(templates(cache)) == 1
-    assert not [name for name in os.listdir(half_written) if name.endswith(".new")], "the next writer clears it away"
+    assert not [name for name in os.listdir(half_written) if name.endswith(".new")], "the next writer removes it"
 
 
 # Clones
@@ -287,9 +287,9 @@ def test_two_clones_have_different_identities(runtime: Runtime, kept: str, tmp_p
 def _make_rootfs(rootfs: str) -> None:
     """Create a root file system with Debian's ssh-keygen, dbus-uuidgen and libraries, and the script's programs."""
     fetched = packages.fetch(["openssh-client", "dbus-bin", "busybox-static"], cache=CACHE, progress=print)
-    wanted = ("usr/bin/ssh-keygen", "usr/bin/dbus-uuidgen", "usr/bin/busybox", "bin/busybox")
+    programs = ("usr/bin/ssh-keygen", "usr/bin/dbus-uuidgen", "usr/bin/busybox", "bin/busybox")
     packages.unpack(
-        fetched, rootfs, wanted=lambda name: name in wanted or (".so" in name and name.startswith(("usr/lib", "lib")))
+        fetched, rootfs, select=lambda name: name in programs or (".so" in name and name.startswith(("usr/lib", "lib")))
     )
     for name in ("dev", "etc", "proc", "sys", "tmp"):
         os.makedirs(f"{rootfs}/{name}", exist_ok=True)
@@ -335,7 +335,7 @@ def test_template_for_a_bundle_is_built_in_advance(runtime: Runtime, tmp_path: P
     refused = runtime("template", "list", "--bundle", bundle)
     assert "template list takes no bundle" in refused.errors
     configure(runtime, cache, "[template]\nenabled = false")
-    assert "this machine has no template [set template.enabled" in runtime("template", "build").errors
+    assert "this VM cannot have a template [set template.enabled" in runtime("template", "build").errors
 
 
 def test_timeline_is_written(runtime: Runtime, cache: str, bundle: str, tmp_path: Path) -> None:

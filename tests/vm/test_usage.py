@@ -152,8 +152,8 @@ def test_events_have_statistics_at_intervals_and_oom_kills(running: tuple[Runtim
     assert stream.stdout is not None
     assert [json.loads(stream.stdout.readline())["type"] for _ in range(3)] == ["stats"] * 3
     assert runtime("exec", "c1", "/bin/busybox", "tail", "/dev/zero").code == 137
-    told = iter(stream.stdout.readline, b"")
-    assert next(event for event in map(json.loads, told) if event["type"] != "stats") == {"type": "oom", "id": "c1"}
+    lines = iter(stream.stdout.readline, b"")
+    assert next(event for event in map(json.loads, lines) if event["type"] != "stats") == {"type": "oom", "id": "c1"}
     stream.kill()
     stream.wait()
     stream.stdout.close()

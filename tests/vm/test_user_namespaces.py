@@ -57,13 +57,13 @@ def pinned(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def pod(tmp_path: Path, pinned: str) -> Iterator[Runtime]:
     before = snapshot()
-    made = Runtime(str(tmp_path))
-    made.configure('[emulated]\n5 = ["edu"]\n')
+    runtime = Runtime(str(tmp_path))
+    runtime.configure('[emulated]\n5 = ["edu"]\n')
     path, spec = bundle(tmp_path, "pod", pinned)
     write(path, spec)
-    made.run_detached(path, "pod")
-    yield made
-    assert made("delete", "--force", "pod").code == 0
+    runtime.run_detached(path, "pod")
+    yield runtime
+    assert runtime("delete", "--force", "pod").code == 0
     prove_unchanged(before)
 
 
@@ -106,8 +106,8 @@ def test_container_joins_the_user_namespace_and_has_mapped_mounts(pod: Runtime, 
         "/plain/root 65534 65534", "/plain/other 0 65534",
         "127.0.0.1 localhost", "1000 1000", "600 1000 1000", "opened", "out",
     ]  # fmt: skip
-    made = (volume / "mine").stat()
-    assert (made.st_uid, made.st_gid) == (1000, 1000), "on the host the volume's own ids"
+    status = (volume / "mine").stat()
+    assert (status.st_uid, status.st_gid) == (1000, 1000), "on the host the ids are those of the volume"
     assert pod.shell("one", "echo x > /volume/root-made", "--user", "0:0").code == 0
     assert (volume / "root-made").stat().st_uid == 0
     assert pod.shell("one", "echo x > /tmp/file", "--user", "0:0").code == 0

@@ -1,4 +1,4 @@
-"""The other versions that hawse works with: a newer QEMU and the virtiofsd in Rust."""
+"""Other supported versions: a newer QEMU, and the virtiofsd in Rust."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.suites import newer_qemu, rust_virtiofsd
 pytestmark = pytest.mark.vm
 
 
-def test_a_newer_qemu_drives_a_device_and_a_disk(runtime: Runtime, tmp_path: Path) -> None:
+def test_newer_qemu_supports_a_device_and_a_disk(runtime: Runtime, tmp_path: Path) -> None:
     qemu = newer_qemu()
-    found = capabilities.ask(qemu, directory=str(tmp_path))
-    assert found.version.startswith("10.0.")
-    assert "igb" in found.devices, "what Debian 12's own does not have is asked for, not derived"
-    assert "vf-token" in found.vfio_properties
+    qemu_capabilities = capabilities.ask(qemu, directory=str(tmp_path))
+    assert qemu_capabilities.version.startswith("10.0.")
+    assert "igb" in qemu_capabilities.devices, "features that Debian 12's QEMU lacks are queried, not derived"
+    assert "vf-token" in qemu_capabilities.vfio_properties
     runtime.configure(f'[vm]\nqemu = "{qemu}"\n[emulated]\n5 = ["edu"]\n')
     bundle = str(tmp_path / "bundle")
     script = "probe /dev/vfio/5 && dd if=/dev/xvda of=/dev/xvda bs=512 count=1 seek=8 conv=fsync"
@@ -39,7 +39,7 @@ def test_a_newer_qemu_drives_a_device_and_a_disk(runtime: Runtime, tmp_path: Pat
         assert disk.read(8 * 512, 11) == b"of the host"
 
 
-def test_the_virtiofsd_in_rust_shares_the_files(runtime: Runtime, tmp_path: Path) -> None:
+def test_virtiofsd_in_rust_shares_the_files(runtime: Runtime, tmp_path: Path) -> None:
     program = rust_virtiofsd()
     assert virtiofsd.is_rust(program)
     runtime.configure(f'[vm]\nvirtiofsd = "{program}"\nshare = "virtiofs"\n')

@@ -1,4 +1,4 @@
-"""VFIO groups in the container, emulated ones: everything from the guest's PCI bus upward is real."""
+"""VFIO groups in the container, with emulated devices: from the guest's PCI bus upward everything is real."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONTAINER: Device = ("/dev/vfio/vfio", 10, 196)
 EDU = '[emulated]\n5 = ["edu"]\n'
 
 
-def test_the_probe_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
+def test_probe_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(EDU)
     bundle = str(tmp_path / "bundle")
     make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))
@@ -30,7 +30,7 @@ def test_the_probe_drives_a_device(runtime: Runtime, tmp_path: Path) -> None:
         assert seen[step] is True
 
 
-def test_groups_keep_their_shape_their_paths_and_their_owners(runtime: Runtime, tmp_path: Path) -> None:
+def test_groups_keep_their_functions_paths_and_owners(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure('[emulated]\n5 = ["edu"]\n6 = ["e1000e", "e1000e"]\n')
     bundle = str(tmp_path / "bundle")
     script = (
@@ -49,14 +49,14 @@ def test_groups_keep_their_shape_their_paths_and_their_owners(runtime: Runtime, 
     assert nodes["vfio"] == ["0", "0", "666", "a:c4"]
     edu = [name for name, fields in nodes.items() if fields[:3] == ["1000", "1001", "640"]]
     assert "5" in edu
-    assert len({nodes[name][3] for name in edu}) == 1, "the node asked for and the guest's own are one device"
+    assert len({nodes[name][3] for name in edu}) == 1, "the requested node and that of the guest are one device"
     groups = [line.split()[1:] for line in lines if line.split()[0].endswith(":")]
     assert ["0000:02:00.0"] in groups
     assert ["0000:03:00.0", "0000:03:00.1"] in groups
     assert lines[-3:] == ["vfio-pci"] * 3
 
 
-def test_the_device_cgroup_allows_what_the_spec_allows(runtime: Runtime, tmp_path: Path) -> None:
+def test_device_cgroup_applies_the_rules_of_the_specification(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(EDU)
     bundle = str(tmp_path / "bundle")
     spec = make_probe_bundle(bundle, group=("/dev/vfio/5", 511, 5))
@@ -68,7 +68,7 @@ def test_the_device_cgroup_allows_what_the_spec_allows(runtime: Runtime, tmp_pat
     assert json.loads(result.output)["error"] == "open of the group's node: Operation not permitted"
 
 
-def test_a_container_without_devices_sees_no_vfio(runtime: Runtime, tmp_path: Path) -> None:
+def test_container_without_devices_has_no_vfio_nodes(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(EDU)
     bundle = str(tmp_path / "bundle")
     make_bundle(bundle, ["/bin/sh", "-c", "ls /dev/vfio; ls /sys/bus/pci/devices | grep 0000:02:"])
@@ -78,7 +78,7 @@ def test_a_container_without_devices_sees_no_vfio(runtime: Runtime, tmp_path: Pa
 
 
 @pytest.mark.parametrize("group", ["edu", "pair"])
-def test_devices_can_be_there_when_the_guest_boots(runtime: Runtime, tmp_path: Path, group: str) -> None:
+def test_devices_can_be_cold_plugged(runtime: Runtime, tmp_path: Path, group: str) -> None:
     models = '["edu"]' if group == "edu" else '["e1000e", "nvme"]'
     runtime.configure(f'[devices]\nplug = "cold"\n[emulated]\n5 = {models}\n')
     bundle = str(tmp_path / "bundle")
@@ -88,7 +88,7 @@ def test_devices_can_be_there_when_the_guest_boots(runtime: Runtime, tmp_path: P
     assert json.loads(result.output)["passed"] is True
 
 
-def test_two_containers_have_two_machines(runtime: Runtime, tmp_path: Path) -> None:
+def test_two_containers_have_two_vms(runtime: Runtime, tmp_path: Path) -> None:
     runtime.configure(EDU)
     bundles = [str(tmp_path / name) for name in ("b1", "b2")]
     for bundle in bundles:

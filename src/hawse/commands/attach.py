@@ -1,12 +1,10 @@
-"""Giving a running container more VFIO groups, and taking groups from it."""
+"""Attach VFIO groups to a running container, and detach them."""
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
 
 import msgspec
 
@@ -14,6 +12,7 @@ from hawse.commands.client import call, check_version
 from hawse.config import ANNOTATIONS, Config
 from hawse.errors import HawseError, StateError, UsageError
 from hawse.host.vfio_functions import give_back, take
+from hawse.json_text import Document
 from hawse.plan.capacity import Room
 from hawse.plan.model import Attachment, PlugStep
 from hawse.planner.devices.iommu_backend import by_file
@@ -43,25 +42,25 @@ from hawse.vfio.requests import Request, device_files
 from hawse.vm.ports import place
 
 
-def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """Attach the groups, all or none; what there is to say of their functions, and what to warn of.
+def attach(store: Store, targets: list[str], config: Config) -> tuple[list[Document], list[str]]:
+    """Attach the groups, all or none. Returns the state entries of their functions, and warnings.
 
-    ``targets`` are numbers of groups or addresses of functions, whose groups come whole. Everything that can be wrong
-    on the host is looked at first, for all of them. Raises DeviceError, StateError or UsageError.
+    ``targets`` are numbers of groups, or addresses of functions, each of which stands for its whole group. The host is
+    checked for all groups before the first one is attached. Raises DeviceError, StateError or UsageError.
     """
-    entries: list[dict[str, Any]] = []
+    entries: list[Document] = []
     undo = ExitStack()
     try:
-        groups, options = _wanted(store, targets, config)
+        groups, options = _find_groups(store, targets, config)
         check_version(store, "attach")
-        # Before one is bound: the driver that it has then is hawse's choice.
+        # Check before hawse binds a function: afterwards the function has the driver that hawse chose.
         check_allowed([group for group in groups if isinstance(group, HostGroup)], options.allow)
         if addresses := to_bind(groups, options):
             undo.callback(give_back, store, take(addresses, store))
         calls, warnings = prepare(store, targets, config)
-        for wanted in calls:
-            answer = call(store, "attach", wanted)
-            undo.callback(call, store, "detach", {"group": wanted["plugs"][0]["group"], "force": False})
+        for attachment in calls:
+            answer = call(store, "attach", attachment)
+            undo.callback(call, store, "detach", {"group": attachment["plugs"][0]["group"], "force": False})
             entries += answer if isinstance(answer, list) else []
     except HawseError as failure:
         try:
@@ -72,53 +71,57 @@ def attach(store: Store, targets: list[str], config: Config) -> tuple[list[dict[
     return entries, warnings
 
 
-def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[dict[str, Any]], list[str]]:
-    """The calls of the monitor that attach the groups, and what to warn of; nothing is touched. Raises as attach()."""
-    groups, options = _wanted(store, targets, config)
+def prepare(store: Store, targets: list[str], config: Config) -> tuple[list[Document], list[str]]:
+    """Plan the attachment without changing anything. Returns the parameters of a monitor call for each group, and
+    warnings. Raises the same errors as attach()."""
+    groups, options = _find_groups(store, targets, config)
     files = [file for group in groups for file in device_files(group)] if call(store, "wants_files", {}) else []
     room = msgspec.convert(call(store, "room", {}), Room)
-    there = {group.number: room.shared([group.number], native=options.native) for group in groups}
-    new = [group for group in groups if not there[group.number]]
-    chosen, warnings = by_file(new, files, options, lambda: ask_qemu(config))
+    attached_plugs = {group.number: room.shared([group.number], native=options.native) for group in groups}
+    new = [group for group in groups if not attached_plugs[group.number]]
+    groups_by_file, warnings = by_file(new, files, options, lambda: ask_qemu(config))
     warnings += check_host(new, options)
     check_tokens(new, options, lambda: ask_qemu(config))
     spares = room.spares
     calls = []
     for group in groups:
-        plugs = there[group.number]
+        plugs = attached_plugs[group.number]
         if not plugs:
             slots = place(shape(group, keep_address=options.keep_addresses), spares)
             spares = [spare for spare in spares if spare.takes_at != slots[0].bus]
             plugs = plug_steps(
-                [group], slots, owner=store.name, options=options, by_file=chosen, memory_mib=room.memory_mib
+                [group], slots, owner=store.name, options=options, by_file=groups_by_file, memory_mib=room.memory_mib
             )
             warnings += dma_warning(plugs)
         calls.append(msgspec.to_builtins(_attachment(group, files, plugs)))
     return calls, warnings
 
 
-def _wanted(store: Store, targets: list[str], config: Config) -> tuple[list[Group], DeviceOptions]:
-    """The groups, none of which the container has, and how it has devices. Raises as attach()."""
+def _find_groups(store: Store, targets: list[str], config: Config) -> tuple[list[Group], DeviceOptions]:
+    """Find the groups, and check that none is attached yet. Returns them and the container's device options.
+
+    Raises the same errors as attach().
+    """
     state = store.read()
     if state["status"] == STOPPED:
         raise StateError(f"container not running: {store.name} is {state['status']}")
-    have = {entry["host"]["group"] for entry in state.get("vfio", ())}
+    attached = {entry["host"]["group"] for entry in state.get("vfio", ())}
     for target in targets:
         if not is_number(target) and not exists(read_address(target)):
             _refuse_guest_address(state, target, "it is attached already")
     groups = find_groups(targets, read_table(config.emulated))
     for group in groups:
-        if group.number in have:
+        if group.number in attached:
             raise StateError(f"group {group.number} is attached to {store.name} already")
         if isinstance(group, HostGroup):
             obstacles.check(group, accepted=accepted_risks(config))
-    # Its annotations were allowed when it was made.
-    asked = {name: text for name, text in (state.get("annotations") or {}).items() if name != GUEST_DEVICES}
-    return groups, device_options(config, asked, allowed=ANNOTATIONS)
+    # All annotations are accepted: they were checked against the configuration when the container was created.
+    annotations = {name: text for name, text in (state.get("annotations") or {}).items() if name != GUEST_DEVICES}
+    return groups, device_options(config, annotations, allowed=ANNOTATIONS)
 
 
 def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> None:
-    """Take the groups from the container, one after the other, and give back what was bound for it of them.
+    """Detach the groups one after the other, and restore the drivers of functions that hawse bound for the container.
 
     ``targets`` may name a group several times, by its functions say.
 
@@ -128,7 +131,7 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
     by_address = {entry["host"]["address"]: entry["host"]["group"] for entry in state.get("vfio", ())}
     numbers = []
     for target in targets:
-        # By what was attached, where it is known: the host may have forgotten a device that has gone.
+        # Prefer the container's record: a device that was removed is missing in the host's sysfs.
         number = int(target) if is_number(target) else by_address.get(read_address(target))
         if number is None:
             _refuse_guest_address(state, target, f"`hawse detach {store.name} {{}}`")
@@ -139,10 +142,10 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
         give_back(store, [address for address, group in by_address.items() if group == number])
 
 
-def _refuse_guest_address(state: Mapping[str, Any], target: str, remedy: str) -> None:
-    """Raise :class:`UsageError` for an address that a function of the container has only in the guest.
+def _refuse_guest_address(state: Document, target: str, remedy: str) -> None:
+    """Raise :class:`UsageError` if the target is the guest's address of a function of the container.
 
-    ``remedy``: "{}" is replaced by the host's name of the function: its address, or its group if it is emulated.
+    ``remedy``: "{}" is replaced by the function's name on the host: its address, or its group if it is emulated.
     """
     address = read_address(target)
     for entry in state.get("vfio", ()):
@@ -159,7 +162,7 @@ def _attachment(group: Group, files: list[VfioNode], plugs: list[PlugStep]) -> A
     path = f"/dev/vfio/{group.number}"
     mode, uid, gid, numbers = 0o666, 0, 0, (0, 0)
     if isinstance(group, HostGroup) and os.path.exists(path):
-        # As engines do: the node in the container is as the host's.
+        # The node in the container has the mode and owner of the host's node, as engines create it.
         status = os.stat(path)
         mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
         numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))

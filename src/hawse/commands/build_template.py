@@ -1,4 +1,4 @@
-"""Building a machine's template ahead of the first container that would leave it behind."""
+"""Build a VM's template in advance, before the first container that would build it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ from hawse.state.steps import Steps
 from hawse.vm import templates
 
 
-def plan_of(config: Config, bundle: str) -> tuple[model.MachinePlan, list[Note]]:
-    """The VM of a sandbox's bundle, or for "" the one without special ports; and what to log. Raises as planning."""
+def plan_vm(config: Config, bundle: str) -> tuple[model.MachinePlan, list[Note]]:
+    """Plan the VM of a sandbox's bundle, or for "" the VM with default ports only. Returns the plan and notes to log.
+
+    Raises the errors of planning.
+    """
     if not bundle:
         return plan_machine(config, [])
     plan, notes = plan_sandbox(load_bundle(bundle), config, name="template")
@@ -31,34 +34,35 @@ def plan_of(config: Config, bundle: str) -> tuple[model.MachinePlan, list[Note]]
 
 
 def build(machine: model.MachinePlan) -> tuple[templates.Template, bool, float]:
-    """The template of a machine; whether it was made just now, and in how many seconds.
+    """Build the template of a VM if it does not exist. Returns it, whether it is new, and the duration in seconds.
 
-    Raises :class:`HostError` where templates cannot be kept, and what a boot raises.
+    Raises :class:`HostError` if the template cannot be saved, and the errors of a boot.
     """
-    wanted = machine.template
-    if wanted is None:
+    template_plan = machine.template
+    if template_plan is None:
         raise ConfigError(
-            "this machine has no template", hint='set template.enabled, and devices.plug to "hot", in the configuration'
+            "this VM cannot have a template",
+            hint='set template.enabled, and devices.plug to "hot", in the configuration',
         )
     began = time.monotonic()
-    if not wanted.usable:
-        asyncio.run(_build(machine, wanted))
-    found = templates.find(wanted.cache, wanted.digest)
-    if found is None:
-        raise VmError("the template was not kept")
-    return found, not wanted.usable, time.monotonic() - began
+    if not template_plan.usable:
+        asyncio.run(_build(machine, template_plan))
+    template = templates.find(template_plan.cache, template_plan.digest)
+    if template is None:
+        raise VmError("the template was not saved")
+    return template, not template_plan.usable, time.monotonic() - began
 
 
-async def _build(machine: model.MachinePlan, wanted: model.Template) -> None:
+async def _build(machine: model.MachinePlan, template_plan: model.Template) -> None:
     with tempfile.TemporaryDirectory(prefix="hawse-template-") as directory:
         os.mkdir(f"{directory}/share")
         steps = Steps(f"{directory}/steps.json", [])
         async with AsyncExitStack() as undo:
-            made = await boot(machine, launch(machine, directory, steps, share_plugged=False), directory, undo, steps)
+            booted = await boot(machine, launch(machine, directory, steps, share_plugged=False), directory, undo, steps)
             try:
-                committing = await save(machine, wanted, made, undo, steps)
+                committing = await save(machine, template_plan, booted, undo, steps)
                 if committing is None:
-                    raise HostError("another process is making this template", hint="wait for it")
+                    raise HostError("another process is building this template", hint="wait until it has finished")
                 await committing
             except OSError as error:
-                raise HostError(f"the template cannot be kept: {error.strerror}: {error.filename}") from None
+                raise HostError(f"cannot save the template: {error.strerror}: {error.filename}") from None

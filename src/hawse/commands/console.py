@@ -1,4 +1,4 @@
-"""Terminals on the host: the one whose master is sent to an engine, and the caller's."""
+"""Terminals on the host: a new one whose master is sent to an engine, and the caller's terminal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hawse.errors import HostError
 
 
 def send_master(console_socket: str) -> int:
-    """Make a terminal, send its master to the engine, return its slave in raw mode.
+    """Open a terminal, send its master to the engine, and return its slave in raw mode.
 
-    The guest's terminal does the line discipline; this one only carries bytes. The engine may accept the connection
-    after this program has ended, so nothing is waited for (containerd's shim does it that way). The payload is the
-    terminal's name, as runc's is. Raises :class:`HostError` naming the socket.
+    The guest's terminal implements the line discipline; this one only carries bytes. The function does not wait for an
+    answer: the engine may accept the connection after this program has ended (containerd's shim does so). The payload
+    is the terminal's name, as runc sends it. Raises :class:`HostError` that names the socket.
     """
     master, slave = os.openpty()
     try:
@@ -37,14 +37,14 @@ def send_master(console_socket: str) -> int:
 
 
 @contextmanager
-def caller_terminal(*, wanted: bool) -> Iterator[int]:
-    """The descriptor of the caller's terminal; -1 without a terminal, or if it is not ``wanted``.
+def caller_terminal(*, needed: bool) -> Iterator[int]:
+    """The descriptor of the caller's terminal; -1 without a terminal, or if it is not ``needed``.
 
-    Searched as runc does it (tty.go, initHostConsole()): stderr, stdout, stdin, then the controlling terminal, which is
-    open for as long as the context.
+    It is searched as in runc (tty.go, initHostConsole()): stderr, stdout, stdin, then the controlling terminal, which
+    stays open for the length of the context.
     """
-    fd = next((fd for fd in (2, 1, 0) if wanted and os.isatty(fd)), -1)
-    if fd >= 0 or not wanted:
+    fd = next((fd for fd in (2, 1, 0) if needed and os.isatty(fd)), -1)
+    if fd >= 0 or not needed:
         yield fd
         return
     with suppress(OSError):
@@ -58,17 +58,18 @@ def caller_terminal(*, wanted: bool) -> Iterator[int]:
 
 def has_terminal() -> bool:
     """Whether the caller has a terminal."""
-    with caller_terminal(wanted=True) as fd:
+    with caller_terminal(needed=True) as fd:
         return fd >= 0
 
 
 @contextmanager
-def raw_mode(fd: int, *, wanted: bool) -> Iterator[None]:
-    """Set the terminal ``fd`` to raw mode for the length of the context; does nothing if it is not a terminal.
+def raw_mode(fd: int, *, enabled: bool) -> Iterator[None]:
+    """Set the terminal ``fd`` to raw mode for the length of the context; does nothing if it is not a terminal, or
+    without ``enabled``.
 
     Enter the context before the process behind the terminal runs: the line discipline would change its first output.
     """
-    if not wanted or not os.isatty(fd):
+    if not enabled or not os.isatty(fd):
         yield
         return
     before = termios.tcgetattr(fd)

@@ -1,4 +1,4 @@
-"""Creating a container: plan, claim the id, let the monitor make it, take everything back where that fails."""
+"""Create a container: claim the id, plan, let the monitor create it; undo everything on failure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from hawse.commands.client import call
 from hawse.commands.delete import remove
-from hawse.commands.process import Handed, check_console, start_first
+from hawse.commands.process import IoOptions, check_console, start_first
 from hawse.commands.spawn import MonitorProcess, ProxyProcess
 from hawse.errors import HawseError, StateError, VmError
 from hawse.state.store import Store
 
 if TYPE_CHECKING:
-    from hawse.commands.hooks import Hooked
+    from hawse.commands.hooks import CreationHooks
     from hawse.plan.model import SandboxPlan
 
 
 class Created:
-    """A container that waits for its start; ``monitor`` is the process that was made for it."""
+    """A created container that was not started yet; ``monitor`` is the process that was started for it, if any."""
 
     def __init__(
         self,
@@ -36,35 +36,35 @@ class Created:
         self.notes = notes
         self._monitor = monitor
 
-    def let_go(self) -> None:
-        """This process ends, the container stays."""
+    def detach(self) -> None:
+        """Leave the container's monitor running when this process ends."""
         if self._monitor is not None:
-            self._monitor.let_go()
+            self._monitor.detach()
 
 
-def create(store: Store, make_plan: Callable[[], SandboxPlan], handed: Handed) -> Created:
-    """Make the container. When anything fails, nothing is left of it and the id is free again.
+def create(store: Store, make_plan: Callable[[], SandboxPlan], io_options: IoOptions) -> Created:
+    """Create the container. After a failure nothing remains of it, and the id is free again.
 
-    The monitor starts first: it is ready by the time that the plan is made.
+    The monitor is started first: it gets ready while this process plans.
     """
     store.make()
-    hooked: Hooked | None = None
+    hooks: CreationHooks | None = None
     try:
         monitor = MonitorProcess(store)
         proxy: ProxyProcess | None = None
         try:
-            made = make_plan()
-            first = made.container
+            plan = make_plan()
+            first = plan.container
             terminal = bool(first.spec["process"].get("terminal"))
-            check_console(handed, terminal=terminal)
-            monitor.send(made.encode())
-            proxy = start_first(store, "init", first, handed)
+            check_console(io_options, terminal=terminal)
+            monitor.send(plan.encode())
+            proxy = start_first(store, "init", first, io_options)
             if first.hooks:
-                # Here, since the plan has loaded what it takes.
-                from hawse.commands.hooks import Hooked
+                # Imported here, since containers without hooks do not need it. Planning has loaded what it imports.
+                from hawse.commands.hooks import CreationHooks
 
-                hooked = Hooked(first)
-                _run_hooks(store, hooked, proxy)
+                hooks = CreationHooks(first)
+                _run_hooks(store, hooks, proxy)
             notes = monitor.await_created()
         except BaseException:
             if proxy is not None:
@@ -73,32 +73,32 @@ def create(store: Store, make_plan: Callable[[], SandboxPlan], handed: Handed) -
             raise
         return Created(store, monitor, proxy, notes=notes, terminal=terminal)
     except HawseError as error:
-        raise take_back(store, error, hooked) from None
+        raise undo_creation(store, error, hooks) from None
     except BaseException:
         remove(store)
         raise
 
 
-def take_back(store: Store, error: HawseError, hooked: Hooked | None) -> HawseError:
-    """Leave nothing of a container that could not be created; the error, with what has failed of that too."""
-    left: list[str] = []
+def undo_creation(store: Store, error: HawseError, hooks: CreationHooks | None) -> HawseError:
+    """Remove a container whose creation failed with ``error``. Returns the error with the removal's failures."""
+    warnings: list[str] = []
     try:
-        left = remove(store)
+        warnings = remove(store)
     except HawseError as failure:
         error = error.followed_by(failure)
-    for warning in [*left, *(hooked.undo() if hooked is not None else ())]:
+    for warning in [*warnings, *(hooks.undo() if hooks is not None else ())]:
         error = error.with_context(then=warning)
     return error
 
 
-def _run_hooks(store: Store, hooked: Hooked, proxy: ProxyProcess) -> None:
-    """Run the hooks before the container, when its machine is there, and let the monitor make it after them."""
-    if not hooked.creates:
+def _run_hooks(store: Store, hooks: CreationHooks, proxy: ProxyProcess) -> None:
+    """Run the creation hooks once the VM exists; afterwards the monitor creates the container."""
+    if not hooks.has_creation_hooks:
         return
     try:
         call(store, "await_machine", {})
     except (StateError, VmError):
-        return  # the monitor tells why
-    hooked.before(pid=proxy.pid, sandbox=store)
+        return  # await_created() raises the monitor's error
+    hooks.before(pid=proxy.pid, sandbox=store)
     with suppress(StateError, VmError):
         call(store, "go_on", {})

@@ -1,4 +1,4 @@
-"""Deleting a container: its monitor gives everything back, then its directory goes. Standard library only."""
+"""Delete a container: its monitor releases everything, then its directory is removed. Standard library only."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ _SECONDS = 30.0
 
 
 def delete(store: Store, *, force: bool) -> list[str]:
-    """Delete it; what to warn of.
+    """Delete the container. Returns warnings.
 
-    Raises :class:`StateError` for a running container and :class:`NotFoundError` for none, unless ``force``."""
+    Unless ``force`` is set, raises :class:`StateError` for a running container and :class:`NotFoundError` for one that
+    does not exist.
+    """
     try:
         state = store.read()
     except NotFoundError:
@@ -34,7 +36,7 @@ def delete(store: Store, *, force: bool) -> list[str]:
     if state["status"] not in (STOPPED, CREATED) and not force:
         raise StateError(
             f"cannot delete container {store.name} that is not stopped: {state['status']}",
-            hint=f"end it first, or `hawse delete --force {store.name}`",
+            hint=f"stop it first, or run `hawse delete --force {store.name}`",
         )
     if store.monitor_lives():
         try:
@@ -43,59 +45,59 @@ def delete(store: Store, *, force: bool) -> list[str]:
             if store.has_joined:
                 _await_end_of_others(store)
         except NotFoundError:
-            pass  # a deletion before this one came as far
+            pass  # an earlier deletion got as far as this
         except HawseError:
-            # What stays of it in a machine that runs on stays on record, for the next deletion. A sandbox that is stuck
-            # is ended below: what counts is the lock.
+            # If the VM still runs for other containers, keep the record of this container for the next deletion. A
+            # stuck sandbox is killed below, whatever its monitor answers: only the monitor's lock decides.
             if store.has_joined and store.monitor_lives():
                 raise
         if not store.has_joined:
             _await_monitor(store, state.get("monitorPid", 0))
-    left = remove(store)
-    # One that is still being created is its creator's to undo, hooks and all.
-    return [*left, *(_run_hooks(state) if state["status"] != CREATING else ())]
+    warnings = remove(store)
+    # A container that is still being created is undone by the command that creates it, including its hooks.
+    return [*warnings, *(_run_hooks(state) if state["status"] != CREATING else ())]
 
 
 def _run_hooks(state: State) -> list[str]:
-    """Those after everything; what to warn of."""
+    """Run the poststop hooks. Returns warnings."""
     hooks = state.get("hooks", {}).get("poststop")
     if not hooks:
         return []
-    # Here, since a delete does without what it takes.
-    from hawse.commands.hooks import run_all
-    from hawse.commands.hooks import state as about
+    # Imported here, since the deletion of a container without hooks does not need it.
+    from hawse.commands.hooks import hook_state, run_all
 
-    return run_all("poststop", hooks, about(state, STOPPED, 0))
+    return run_all("poststop", hooks, hook_state(state, STOPPED, 0))
 
 
 def remove(store: Store) -> list[str]:
-    """Remove what is left of a container without a monitor: cgroups, on interfaces and functions of the host, on disk.
+    """Clean up after a container whose monitor has ended: cgroups, changes of the host's network interfaces, drivers of
+    its VFIO functions, state directory.
 
-    What to warn of. Raises :class:`HawseError` for what cannot be undone; it stays on record.
+    Returns warnings. Raises :class:`HawseError` if something cannot be undone; its record is kept.
     """
-    left = [*leftovers.end(store.path), *release(store.path)]
+    warnings = [*leftovers.end(store.path), *release(store.path)]
     control.release(store.path)
     try:
         if os.path.exists(f"{store.path}/network"):
-            # Here, since a monitor that could end by itself has left none.
+            # Imported here: this file remains only if the monitor was killed.
             from hawse.host import redirects
 
             redirects.release(store.path)
         store.remove()
     finally:
         give_back(store)
-    return left
+    return warnings
 
 
 def _await_end_of_others(store: Store) -> None:
-    """Wait for the end of a sandbox that is ending, for a while: it is its other containers' too."""
+    """Wait for the end of a sandbox that is ending, at most 30 s. It is not killed: it may have other containers."""
     deadline = time.monotonic() + _SECONDS
     while store.monitor_lives() and time.monotonic() < deadline:
         time.sleep(0.005)
 
 
 def _await_monitor(store: Store, pid: int, *, seconds: float = _SECONDS) -> None:
-    """Wait for the monitor's end; kill it after ``seconds``. Its children, QEMU among them, die with it."""
+    """Wait until the monitor has exited; kill it after ``seconds``. Its children, including QEMU, die with it."""
     monitor = store.open_monitor(pid)
     try:
         deadline = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""Creating a container in a sandbox that runs: its monitor makes it, this process only plans and waits."""
+"""Create a container in a running sandbox: its monitor creates it, this process only plans and waits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hawse.commands.client import call
-from hawse.commands.create import Created, take_back
+from hawse.commands.create import Created, undo_creation
 from hawse.commands.delete import remove
-from hawse.commands.hooks import Hooked
-from hawse.commands.process import Handed, check_console, start_first
+from hawse.commands.hooks import CreationHooks
+from hawse.commands.process import IoOptions, check_console, start_first
 from hawse.errors import ConfigError, HawseError, StateError
 from hawse.host import network_namespace, redirects
 from hawse.host.mounts import overlays
@@ -30,45 +30,46 @@ def join(
     store: Store,
     sandbox: str,
     make_plan: Callable[[Room], ContainerPlan],
-    handed: Handed,
+    io_options: IoOptions,
 ) -> Created:
-    """Make the container; ``make_plan`` is told of the machine. When anything fails, nothing is left of it.
+    """Create the container. ``make_plan`` gets the VM's capacity. After a failure nothing remains of the container.
 
-    Raises :class:`StateError` where there is no such sandbox, and what planning and making raise.
+    Raises :class:`StateError` if the sandbox does not exist, and the errors of planning and creation.
     """
     first = Store(store.root, sandbox)
     _check(first)
     store.make(sandbox=first)
-    hooked: Hooked | None = None
+    hooks: CreationHooks | None = None
     try:
-        # By the container's own name from here on: its directory has links to the sandbox's socket and lock.
+        # From here on call the monitor with the container's own store: its directory has links to the sandbox's socket
+        # and lock.
         room = msgspec.convert(call(store, "room", {}), Room)
-        made = make_plan(room)
-        _check_network(first, made.network)
-        hooked = Hooked(made)
-        terminal = bool(made.spec["process"].get("terminal"))
-        check_console(handed, terminal=terminal)
-        ending = ExitStack()
+        plan = make_plan(room)
+        _check_network(first, plan.network)
+        hooks = CreationHooks(plan)
+        terminal = bool(plan.spec["process"].get("terminal"))
+        check_console(io_options, terminal=terminal)
+        cleanup = ExitStack()
         proxy = None
         try:
-            trees = open_sources([share for share in made.shares if share.overlay is None])
-            ending.callback(close, trees)
-            # A name of this attempt's alone: the proxy of one that was killed may still be on its way.
+            trees = open_sources([share for share in plan.shares if share.overlay is None])
+            cleanup.callback(close, trees)
+            # The key is unique to this attempt: the proxy of a killed attempt may still connect.
             key = f"init-{os.urandom(16).hex()}"
-            proxy = start_first(store, key, made, handed)
-            if hooked.creates:
-                hooked.before(pid=proxy.pid, sandbox=first)
+            proxy = start_first(store, key, plan, io_options)
+            if hooks.has_creation_hooks:
+                hooks.before(pid=proxy.pid, sandbox=first)
             mounted: list[Source] = []
-            if shared := [share for share in made.shares if share.overlay is not None]:
-                # After the hooks, which may take any time, and may create containers themselves. Until the monitor has
-                # the overlays, of which it is asked again.
-                ending.enter_context(overlays.alone(first.path, store.name))
+            if overlaid := [share for share in plan.shares if share.overlay is not None]:
+                # After the hooks, which may take any time and may create containers. Hold the lock until the monitor
+                # has the overlays, and ask it again for those that it has now.
+                cleanup.enter_context(overlays.alone(first.path, store.name))
                 room = msgspec.convert(call(store, "room", {}), Room)
-                mounted = open_sources(shared, room.overlays)
-                ending.callback(close, mounted)
+                mounted = open_sources(overlaid, room.overlays)
+                cleanup.callback(close, mounted)
             request = {
-                "plan": msgspec.to_builtins(made),
-                "sources": [msgspec.to_builtins(each) for each in _in_order(made.shares, trees, mounted)],
+                "plan": msgspec.to_builtins(plan),
+                "sources": [msgspec.to_builtins(each) for each in _in_order(plan.shares, trees, mounted)],
                 "key": key,
             }
             notes = call(store, "create", request)
@@ -77,9 +78,9 @@ def join(
                 proxy.abort()
             raise
         finally:
-            ending.close()
+            cleanup.close()
     except HawseError as error:
-        raise take_back(store, error, hooked) from None
+        raise undo_creation(store, error, hooks) from None
     except BaseException:
         remove(store)
         raise
@@ -94,7 +95,7 @@ def _in_order(shares: Sequence[Share], trees: Sequence[Source], mounted: Sequenc
 
 
 def _check_network(first: Store, path: str) -> None:
-    """Raise :class:`ConfigError` for a network that is not the sandbox's: its machine has no other."""
+    """Raise :class:`ConfigError` if the path is not the sandbox's network namespace, the only one that its VM has."""
     if not path:
         return
     namespace = network_namespace.open_path(path)
@@ -103,7 +104,7 @@ def _check_network(first: Store, path: str) -> None:
             raise ConfigError(
                 f"{network_namespace.FIELD}.path: {path}: not the network of sandbox {first.name}, "
                 "which the container joins",
-                hint="the containers of a pod have the pod's network, or each a new one: leave the path out",
+                hint="omit the path: a container of a pod uses the pod's network, or gets a new network namespace",
             )
     finally:
         os.close(namespace)
@@ -113,11 +114,11 @@ def _check(first: Store) -> None:
     state = first.read() if os.path.isdir(first.path) else {}
     if not state:
         raise StateError(
-            f"sandbox {first.name} does not exist", hint="create it before the containers that are to join it"
+            f"sandbox {first.name} does not exist", hint="create the sandbox before the containers that join it"
         )
     if state.get("sandbox", first.name) != first.name:
         raise StateError(
-            f"{first.name} is no sandbox: it has joined {state['sandbox']}", hint="name the sandbox itself"
+            f"{first.name} is not a sandbox: it has joined {state['sandbox']}", hint="name the sandbox itself"
         )
     if state["status"] not in (CREATED, RUNNING):
         raise StateError(

@@ -1,4 +1,4 @@
-"""The descriptor of a process that engines may ask for beside its pid, which another may have tomorrow."""
+"""Send a pidfd to an engine that requests one: unlike a pid it never refers to another process later."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import socket
 
 from hawse.errors import HostError
 
-#: What runc sends along: which of its two ways it made the process in (libcontainer/standard_init_linux.go and
-#: setns_init_linux.go, setupPidfd()).
+#: The payload, as runc sends it: "standard" for a container's first process, "setns" for others
+#: (libcontainer/standard_init_linux.go and setns_init_linux.go, setupPidfd()).
 FIRST, FURTHER = "standard", "setns"
 
 
 def send(pidfd_socket: str | None, pid: int, kind: str) -> None:
-    """Send a pidfd of the process that stands for the container's (pidfd_open(2)) to whoever listens there.
+    """Send a pidfd (pidfd_open(2)) of the proxy, which represents the container's process, to the listening engine.
 
-    As with the terminal, nothing is waited for. The process is the caller's child, which was not waited for: the pid is
-    its own. Raises :class:`HostError` naming the socket.
+    As with the terminal, the function does not wait for an answer. ``pid`` is a child of the caller that was not waited
+    for yet, so the number was not reused. Raises :class:`HostError` that names the socket.
     """
     if pidfd_socket is None:
         return

@@ -1,20 +1,20 @@
-"""One process of a container from the host's side: its proxy, its terminal, its pid file."""
+"""A container's process on the host: its proxy, its terminal, its pid file."""
 
 from __future__ import annotations
 
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
-from typing import Any
 
 from hawse.commands.console import caller_terminal, has_terminal, send_master
 from hawse.commands.spawn import FORWARDED, Namespaces, ProxyProcess
 from hawse.errors import HostError, UsageError
 from hawse.host.notify import Relay, connect_for
+from hawse.json_text import Document
 from hawse.linux.files import replace_file
 from hawse.oci.process.notify_socket import Notify
 from hawse.plan.model import ContainerPlan
@@ -24,21 +24,24 @@ from hawse.state.store import Store
 
 
 @dataclass(frozen=True)
-class Handed:
-    """What a command's caller hands on to the process: where its terminal goes, and the directions of the descriptors
-    that follow its stdio. ``detach``: the command does not stay for the process."""
+class IoOptions:
+    """How a process is connected to the command's caller.
+
+    ``console_socket``: the socket that the terminal's master is sent to. ``detach``: the command does not wait for the
+    process. ``preserved``: the directions of the descriptors from 3 on.
+    """
 
     console_socket: str | None
     detach: bool
     preserved: tuple[str, ...] = ()
 
 
-def check_console(handed: Handed, *, terminal: bool, available: Callable[[], bool] = has_terminal) -> None:
+def check_console(io_options: IoOptions, *, terminal: bool, available: Callable[[], bool] = has_terminal) -> None:
     """Check that the process's terminal has another end: the console socket, or the caller's terminal (``available``).
 
     The combinations are runc's (utils_linux.go, checkTerminal(); tty.go, initHostConsole()). Raises UsageError.
     """
-    detach, console_socket = handed.detach, handed.console_socket
+    detach, console_socket = io_options.detach, io_options.console_socket
     if terminal and detach and not console_socket:
         raise UsageError("cannot allocate tty if runc will detach without setting console socket",
                          hint="process.terminal is true: give --console-socket")  # fmt: skip
@@ -54,18 +57,18 @@ def check_console(handed: Handed, *, terminal: bool, available: Callable[[], boo
         )
 
 
-def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> ProxyProcess:
-    """The proxy of a container's first process, in the container's network and among its files."""
+def start_first(store: Store, key: str, plan: ContainerPlan, io_options: IoOptions) -> ProxyProcess:
+    """Start the proxy of a container's first process, in the container's network namespace and with its files."""
     readonly = bool(plan.spec["root"].get("readonly"))
     view = encode(plan.rootfs, shown(plan), readonly=readonly, directory=plan.spec["process"]["cwd"])
-    host = _notified(plan.notify)
-    relay = Relay(host) if host is not None and plan.notify is not None and relays(plan.notify, handed) else None
+    host = _connect_notify(plan.notify)
+    relay = Relay(host) if host is not None and plan.notify is not None and relays(plan.notify, io_options) else None
     theirs = relay.theirs if relay is not None else host
     try:
         namespaces = Namespaces(plan.network, view)
         notify = theirs.fileno() if theirs is not None else -1
         process, score = plan.spec["process"], plan.oom_score_adj
-        proxy = start_proxy(store, key, process, handed, namespaces=namespaces, notify=notify, oom_score_adj=score)
+        proxy = start_proxy(store, key, process, io_options, namespaces=namespaces, notify=notify, oom_score_adj=score)
     finally:
         os.close(view)
         if theirs is not None:
@@ -74,13 +77,13 @@ def start_first(store: Store, key: str, plan: ContainerPlan, handed: Handed) -> 
     return proxy
 
 
-def relays(notify: Notify, handed: Handed) -> bool:
+def relays(notify: Notify, io_options: IoOptions) -> bool:
     """Whether the command sends notifications itself: in the foreground it is the service's main process."""
-    return notify.caller and not handed.detach
+    return notify.caller and not io_options.detach
 
 
-def _notified(notify: Notify | None) -> socket.socket | None:
-    """A connection to the host's socket; None if nobody listens, which was reported when the plan was made."""
+def _connect_notify(notify: Notify | None) -> socket.socket | None:
+    """Connect to the host's notification socket. None without a listener: planning has warned about that."""
     try:
         return None if notify is None else connect_for(notify)
     except (OSError, ValueError):
@@ -90,29 +93,29 @@ def _notified(notify: Notify | None) -> socket.socket | None:
 def start_proxy(
     store: Store,
     key: str,
-    process: Mapping[str, Any],
-    handed: Handed,
+    process: Document,
+    io_options: IoOptions,
     *,
     namespaces: Namespaces | None = None,
     notify: int = -1,
     oom_score_adj: int | None = None,
 ) -> ProxyProcess:
-    """A proxy with this process's stdio, or with a new terminal whose master went to the console socket."""
+    """Start a proxy with this process's stdio, or with a new terminal whose master is sent to the console socket."""
     start = partial(
         ProxyProcess,
         store,
         key,
         command=process["args"],
         namespaces=namespaces,
-        preserved=handed.preserved,
+        preserved=io_options.preserved,
         notify=notify,
         oom_score_adj=oom_score_adj,
     )
     terminal = bool(process.get("terminal"))
-    if not handed.console_socket:
-        with caller_terminal(wanted=terminal) as fd:
+    if not io_options.console_socket:
+        with caller_terminal(needed=terminal) as fd:
             return start(terminal=fd)
-    slave = send_master(handed.console_socket)
+    slave = send_master(io_options.console_socket)
     try:
         return start(stdio=(slave, slave, slave), terminal=0)
     finally:
@@ -120,7 +123,7 @@ def start_proxy(
 
 
 def attend(proxy: ProxyProcess) -> int:
-    """Stay in the foreground until the process has ended, passing signals on; its exit code."""
+    """Wait until the process has ended, and forward signals to it. Returns its exit code."""
 
     def forward(number: int, _frame: FrameType | None) -> None:
         proxy.forward(number)
@@ -137,7 +140,8 @@ def attend(proxy: ProxyProcess) -> int:
 
 
 def write_pid_file(path: str | None, pid: int) -> None:
-    """The pid without a newline (engines parse the raw bytes), whole or not at all, after everything else."""
+    """Write the pid file atomically, and without a newline, since engines parse the raw bytes. Call it as the last
+    step."""
     if path is None:
         return
     try:

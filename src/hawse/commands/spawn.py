@@ -1,4 +1,4 @@
-"""Starting the two kinds of host process that outlive a command: the monitor and the proxies."""
+"""Start the two kinds of host processes that outlive a command: the monitor and the proxies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ _MONITOR = program("hawse.monitor.main")
 
 
 class MonitorProcess:
-    """A monitor that is making a sandbox: started before there is a plan, since it takes as long to be ready."""
+    """A monitor that creates a sandbox. It is started before the plan exists, since its startup takes as long as
+    planning."""
 
     def __init__(self, store: Store) -> None:
         self._planned = False
@@ -58,16 +59,16 @@ class MonitorProcess:
     def send(self, plan: bytes) -> None:
         """Send the plan, with which the monitor creates the sandbox."""
         self._planned = True
-        with suppress(ConnectionError):  # it died; await_created() tells why
+        with suppress(ConnectionError):  # the monitor died; await_created() raises the reason
             self._connection.sendall(len(plan).to_bytes(4, "big") + plan)
 
     def await_created(self) -> list[tuple[str, str]]:
-        """What to log of the devices, as (level, text), once the container is created.
+        """Wait until the container is created. Returns notes about its devices to log, as (level, text).
 
-        Raises what the monitor raised, after the monitor has undone everything and ended.
+        Raises the monitor's error, after the monitor has undone everything and ended.
         """
         data = bytearray()
-        with suppress(ConnectionError):  # it died with the plan unread
+        with suppress(ConnectionError):  # the monitor died before it had read the plan
             while len(data) < _MAX_REPORT and (piece := self._connection.recv(65536)):
                 data += piece
         try:
@@ -82,17 +83,18 @@ class MonitorProcess:
         killed = code == -signal.SIGKILL
         with open(self._log, errors="replace") as log:
             raise VmError(
-                f"the monitor {'was killed' if killed else 'died'} while it made the sandbox",
-                hint="the host's kernel does that where a cgroup allows too little memory: `dmesg` says which"
+                f"the monitor {'was killed' if killed else 'died'} while it created the sandbox",
+                hint="the memory limit of a cgroup may be too low: `dmesg` shows what the host kernel killed"
                 if killed
                 else "",
                 evidence=log.read()[-4096:],
             )
 
     def abort(self) -> None:
-        """Give up: the monitor notices, undoes everything and ends. Without a plan it has done nothing.
+        """Abort the creation: the monitor sees the closed connection, undoes everything and ends.
 
-        One that is stuck is killed; its children die with it, and the deletion of its directory undoes the rest.
+        A monitor without a plan has changed nothing and is killed. One that is stuck is killed, too: its children end
+        with it, and the deletion of its directory undoes the rest.
         """
         if not self._planned:
             self._process.kill()
@@ -103,18 +105,18 @@ class MonitorProcess:
             self._process.kill()
             self._process.wait()
 
-    def let_go(self) -> None:
-        """The sandbox stays; its monitor goes on without this process."""
+    def detach(self) -> None:
+        """Leave the sandbox and its monitor running when this process ends."""
         self._connection.close()
-        self._process.returncode = 0  # not this process's to wait for: Popen would warn about it
+        self._process.returncode = 0  # otherwise Popen would warn about a child that was not waited for
 
 
 @dataclass(frozen=True)
 class Namespaces:
-    """Where programs of the host find the container at the pid that the engine is told.
+    """The namespaces of a proxy: programs of the host enter them by its pid, which the engine gets.
 
-    ``network`` is the path of its network namespace, "" for a new one: engines put interfaces there. ``view`` is
-    :func:`hawse.proxy.view.encode`'s descriptor.
+    ``network``: the path of the network namespace, where engines create interfaces; "" for a new one. ``view``: the
+    descriptor that :func:`hawse.proxy.view.encode` returns.
     """
 
     network: str
@@ -122,7 +124,7 @@ class Namespaces:
 
 
 class ProxyProcess:
-    """A proxy that waits for its process, as the parent of nothing and the child of whoever adopts orphans."""
+    """A proxy. It has no children; when the command ends, the system's reaper of orphans becomes its parent."""
 
     def __init__(
         self,
@@ -137,15 +139,16 @@ class ProxyProcess:
         notify: int = -1,
         oom_score_adj: int | None = None,
     ) -> None:
-        """Start it; ``command`` is what ps shows beside the container's name. ``terminal`` is the descriptor whose size
-        is the size of the process's terminal, -1 for none.
+        """Start the proxy.
 
-        ``oom_score_adj`` is that of the container's processes, as far as the kernel lets it be set; None changes
-        nothing.
+        ``command``: the command line that ps shows after the container's name. ``terminal``: the descriptor of the
+        terminal whose size the process's terminal gets, -1 without one.
 
-        ``preserved`` are the directions of the descriptors from 3 on, which the proxy alone has from then on: whoever
-        is at their other ends shall see when the process closes them. ``notify`` is a socket for its notifications, -1
-        for none; it stays the caller's to close.
+        ``oom_score_adj``: the value of the container's processes, set as far as the kernel allows; None: unchanged.
+
+        ``preserved``: the directions of the descriptors from 3 on. They are closed in this process, so that the peers
+        at their other ends see when the container's process closes them. ``notify``: a socket for the process's
+        notifications, -1 without one; the caller closes it.
         """
         self.relay: Relay | None = None
         self._ended = False
@@ -155,10 +158,10 @@ class ProxyProcess:
         stdin, stdout, stderr = stdio
         title = f"hawse[{store.name}]: {' '.join(command)[:_MAX_TITLE]}".replace("\0", " ")
         name = f"{store.name}/{key}"
-        # It connects itself: the kernel then tells the monitor its pid.
+        # The proxy connects to the monitor itself, so that the kernel reports the proxy's pid to the monitor.
         fd = os.open(store.path, os.O_DIRECTORY)
         view = -1 if namespaces is None else namespaces.view
-        handed = range(len(STDIO), len(STDIO) + len(preserved))
+        preserved_fds = range(len(STDIO), len(STDIO) + len(preserved))
         words = [str(fd), name, str(terminal), str(view), ",".join(preserved), str(notify), title]
         try:
             with nullcontext() if namespaces is None else ChildrenApart():
@@ -167,7 +170,7 @@ class ProxyProcess:
                     stdin=stdin,
                     stdout=stdout,
                     stderr=stderr,
-                    pass_fds=(fd, *(each for each in (view, notify, terminal) if each >= 0), *handed),
+                    pass_fds=(fd, *(each for each in (view, notify, terminal) if each >= 0), *preserved_fds),
                     start_new_session=True,
                     cwd="/",
                     env=environment(),
@@ -175,11 +178,11 @@ class ProxyProcess:
                 )
         except (subprocess.SubprocessError, PermissionError):
             raise HostError(
-                "the container's process cannot be put into its namespaces on the host",
-                hint="hawse needs root, with CAP_SYS_ADMIN",
+                "cannot move the container's process into its namespaces on the host",
+                hint="run hawse as root with CAP_SYS_ADMIN",
             ) from None
         finally:
-            for each in (fd, *handed):
+            for each in (fd, *preserved_fds):
                 os.close(each)
         if oom_score_adj is not None:
             with suppress(OSError):
@@ -187,12 +190,12 @@ class ProxyProcess:
 
     @property
     def pid(self) -> int:
-        """What the engine is told."""
+        """The pid that the engine gets."""
         return self._process.pid
 
     def wait(self) -> int:
-        """The exit code of the process that it stands for."""
-        # Not waited for yet (waitid(2), WNOWAIT): a signal that arrives meanwhile is forwarded to this very process.
+        """Wait until the process has ended; returns its exit code."""
+        # Leave it waitable (waitid(2), WNOWAIT), so that a signal handler does not forward to a reused pid.
         os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
         self._ended = True
         code = self._process.wait()
@@ -204,19 +207,19 @@ class ProxyProcess:
             os.kill(self._process.pid, number)
 
     def abort(self) -> None:
-        """The process never came to be."""
+        """Kill the proxy of a process that was not created."""
         self._ended = True
         self._process.kill()
         self._process.wait()
 
-    def let_go(self) -> None:
-        """Leave it to who adopts orphans."""
+    def detach(self) -> None:
+        """Leave the proxy running when this process ends."""
         self._ended = True
         self._process.returncode = 0
 
 
 def _mover(network: str) -> Callable[[], None]:
-    """What a new process does first to be in that namespace."""
+    """A function for a new process that moves it into the network namespace at this path, "" for a new one."""
     from hawse.host import network_namespace as namespaces
 
     def move() -> None:

@@ -1,5 +1,5 @@
-"""Attributes that this process has inherited from its caller: resource limits, oom_score_adj, umask. And the host's
-rules for links."""
+"""Attributes that this process has inherited from its caller (resource limits, oom_score_adj, umask), and the kernel's
+settings that protect files and links."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def oom_score_adj(path: str = "/proc/self/oom_score_adj") -> int:
 
 
 def protected_files(directory: str = "/proc/sys/fs") -> dict[str, str]:
-    """The settings by which the kernel refuses links, FIFOs and files of others that may be traps (Linux
-    Documentation/admin-guide/sysctl/fs.rst, protected_*), by name; those that it has."""
-    found = {}
+    """The kernel's settings that refuse dangerous links, FIFOs and files of other users, by name; only those that the
+    kernel supports (Linux Documentation/admin-guide/sysctl/fs.rst, protected_*)."""
+    settings = {}
     for name in ("hardlinks", "symlinks", "fifos", "regular"):
         with suppress(OSError), open(f"{directory}/protected_{name}") as file:
-            found[name] = file.read().strip()
-    return found
+            settings[name] = file.read().strip()
+    return settings
 
 
 def umask() -> int:
-    """This process's umask. It is changed and restored, since umask(2) returns only the previous value: the process
-    must have one thread."""
+    """This process's umask. It is changed and restored, since umask(2) returns only the previous value. So the process
+    must be single-threaded."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -27,7 +27,7 @@ _VERSION_3 = 0x20080522
 def keep_only(names: Collection[str]) -> None:
     """Drop all capabilities except the named ones from every set, permanently; no capability is added.
 
-    To reduce the bounding set takes CAP_SETPCAP; a thread that lacks it keeps its bounding set. Raises OSError.
+    Reducing the bounding set requires CAP_SETPCAP; a thread without it keeps its bounding set. Raises OSError.
     """
     kept = sum(1 << NUMBERS[name] for name in names)
     header = (ctypes.c_uint32 * 2)(_VERSION_3, 0)
@@ -43,13 +43,13 @@ def keep_only(names: Collection[str]) -> None:
 
 
 def keep_through_user_changes() -> None:
-    """Let changes of the thread's user ids no longer change its capabilities, in programs that it executes as well.
+    """Keep the thread's capabilities when its user ids change, also in programs that it executes.
 
-    SECBIT_NO_SETUID_FIXUP (capabilities(7)). virtiofsd takes the user id and the group id of a request to make a file,
-    so that the file gets them (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, lo_change_cred(); the Rust virtiofsd
-    src/passthrough/credentials.rs). Without this it loses CAP_DAC_OVERRIDE meanwhile, and the host refuses what the
-    process in the guest may do by a supplementary group, a capability or its user namespace. The guest's kernel has
-    decided already (FUSE default_permissions), with all that it knows of the process.
+    Sets SECBIT_NO_SETUID_FIXUP (capabilities(7)). To create a file, virtiofsd assumes the user id and the group id of
+    the request, so that the file gets them (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, lo_change_cred(); the Rust
+    virtiofsd src/passthrough/credentials.rs). Without this bit it loses CAP_DAC_OVERRIDE while it does so, and the host
+    refuses accesses that a supplementary group, a capability or the user namespace permits to the process in the guest.
+    The guest kernel has checked the permission already (FUSE default_permissions), with all credentials of the process.
 
     Needs CAP_SETPCAP. Raises OSError.
     """

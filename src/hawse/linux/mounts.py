@@ -40,7 +40,7 @@ _SYS_PIVOT_ROOT = {"x86_64": 155}.get(os.uname().machine, 41)
 def unshare(propagation: int) -> None:
     """Enter a copy of the mount namespace. With SLAVE later mounts of the host appear in it; with PRIVATE they do not.
 
-    The process must have one thread.
+    The process must be single-threaded.
     """
     check(libc.unshare(CLONE_NEWNS), "unshare")
     mount("none", "/", "", REC | propagation)
@@ -140,7 +140,7 @@ def open_beneath(directory: int, path: str, flags: int = os.O_PATH) -> int:
 def private_directory() -> int:
     """A file descriptor of an empty tmpfs that is not mounted anywhere; device nodes in it are usable.
 
-    It ends when the descriptor is closed.
+    The kernel frees it when the descriptor is closed.
     """
     return new_file_system("tmpfs", ())
 
@@ -155,23 +155,23 @@ def new_file_system(kind: str, options: Sequence[tuple[str, str]]) -> int:
     try:
         for name, value in options:
             command = _FSCONFIG_SET_STRING if value else _FSCONFIG_SET_FLAG
-            given = os.fsencode(value) if value else None
-            check(libc.syscall(_SYS_FSCONFIG, context, command, name.encode(), given, 0), name)
+            argument = os.fsencode(value) if value else None
+            check(libc.syscall(_SYS_FSCONFIG, context, command, name.encode(), argument, 0), name)
         check(libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0), kind)
         return check(libc.syscall(_SYS_FSMOUNT, context, _FSMOUNT_CLOEXEC, 0), kind)
     except OSError as error:
         try:
-            said = os.read(context, 4096).decode(errors="replace")
+            log = os.read(context, 4096).decode(errors="replace")
         except OSError:  # ENODATA
-            said = ""
-        words = "".join(c for c in said if c.isprintable()).removeprefix("e ")
+            log = ""
+        words = "".join(c for c in log if c.isprintable()).removeprefix("e ")
         raise OSError(error.errno, f"{error.strerror}: {words}" if words else error.strerror, error.filename) from None
     finally:
         os.close(context)
 
 
 def unshare_directory() -> None:
-    """Give the calling thread a working directory of its own."""
+    """Give the calling thread a private working directory (CLONE_FS)."""
     check(libc.unshare(CLONE_FS), "unshare")
 
 

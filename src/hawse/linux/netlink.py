@@ -29,8 +29,8 @@ PRIORITY = 0x4857
 PRIORITIES = {
     ETH_P_8021Q: PRIORITY - 3, ETH_P_8021AD: PRIORITY - 2, ETH_P_MACSEC: PRIORITY - 1, ETH_P_ALL: PRIORITY,
 }  # fmt: skip
-#: Of an interface's flags those that a user sets (net/core/dev.c, __dev_change_flags()), but for up: no trailers, no
-#: ARP, promiscuous, all multicast, multicast, dynamic.
+#: The flags of an interface that a user can set (net/core/dev.c, __dev_change_flags()), except up: no trailers, no ARP,
+#: promiscuous, all multicast, multicast, dynamic.
 CARRIED_FLAGS = 0x20 | 0x80 | 0x100 | 0x200 | 0x1000 | 0x8000
 
 _HEADER = struct.Struct("=IHHII")
@@ -51,9 +51,9 @@ _FAMILIES = {4: (socket.AF_INET, 32), 6: (socket.AF_INET6, 128)}
 def link(
     index: int, *, name: str = "", mtu: int = 0, up: bool = False, pid: int = 0, flags: int | None = None
 ) -> bytes:
-    """Change an interface: what is not named stays. With ``pid`` it goes to the network namespace of that process.
+    """Change an interface; parameters that are not passed remain unchanged.
 
-    ``flags`` are what it has of :data:`CARRIED_FLAGS` from now on.
+    ``pid``: move it to the network namespace of that process. ``flags``: the new values of :data:`CARRIED_FLAGS`.
     """
     changed = (_UP if up else 0) | (CARRIED_FLAGS if flags is not None else 0)
     body = _LINK.pack(0, 0, index, (_UP if up else 0) | (flags or 0) & CARRIED_FLAGS, changed)

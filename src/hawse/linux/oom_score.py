@@ -2,7 +2,7 @@
 
 Without CAP_SYS_RESOURCE a process can raise the value. It can lower it only to the value that was last set with that
 capability, for the process itself or for the ancestor from which it inherited the value (Linux fs/proc/base.c,
-__set_oom_adj(): oom_score_adj_min). To open the file of another user's process takes CAP_DAC_OVERRIDE.
+__set_oom_adj(): oom_score_adj_min). Opening the file of another user's process requires CAP_DAC_OVERRIDE.
 """
 
 from __future__ import annotations
@@ -32,6 +32,6 @@ def of_vm(now: int, containers: list[int]) -> int:
 def warning(requested: int, actual: int) -> str:
     """The warning for a VM whose value differs from the one that its containers request."""
     return (
-        f"process.oomScoreAdj: cannot set {requested} for the virtual machine, which has {actual}: the host may kill "
+        f"process.oomScoreAdj: cannot set {requested} for the VM, which has {actual}: the host may kill "
         "it earlier when memory is exhausted [give hawse CAP_SYS_RESOURCE]"
     )

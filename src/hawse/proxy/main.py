@@ -1,14 +1,14 @@
-"""The proxy: the process that an engine sees in place of a process of the container.
+"""The proxy: the host process that represents a process of the container to an engine.
 
-It stands for that process on the host: its pid goes into the pid file, signals sent to it reach the process, its
-stdin, stdout, stderr and preserved descriptors are the process's, and it exits with the process's code. Standard
-library only, and little of it: there is one proxy for each process.
+Its pid is in the pid file, signals sent to it are forwarded to the container's process, its stdin, stdout, stderr and
+preserved descriptors are connected to those of the process, and it exits with the process's code. Standard library
+only, and as little of it as possible, since one proxy runs for every process.
 
-``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS NOTIFY TITLE``: DIRECTORY is an inherited descriptor of the
-sandbox's directory, TERMINAL that of a terminal whose size the process's terminal gets, or -1; VIEW is one for
-:mod:`hawse.proxy.view`, or -1. DESCRIPTORS are the directions of those from 3 on,
-"in,both" say. NOTIFY is a connected socket for the process's notifications (sd_notify(3)), or -1. TITLE is what `ps`
-shows of it, since `docker top` runs the host's ps on the pids that it is told.
+``hawse-proxy DIRECTORY KEY TERMINAL VIEW DESCRIPTORS NOTIFY TITLE``. Inherited descriptors: DIRECTORY is that of the
+sandbox's directory; TERMINAL, or -1, that of a terminal whose size the process's terminal gets; VIEW, or -1, that of
+the request for :mod:`hawse.proxy.view`; NOTIFY, or -1, a connected socket for the process's notifications
+(sd_notify(3)). DESCRIPTORS are the directions of the descriptors from 3 on, such as "in,both". TITLE is the command
+line that `ps` shows, since `docker top` runs the host's ps on the pids that hawse reports.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
     from queue import SimpleQueue
 
-#: The first stream of the one process that it knows.
+#: The number of the first stream of the proxy's process, the only one on its connection.
 _BASE = STREAMS
 #: The exit code when the sandbox ended before the process's own code was known.
 LOST = 255
-#: More than any memory that it has given back, so that malloc(3) maps it anew; one page of it is used.
+#: Larger than any freed block, so that malloc(3) creates a new mapping; one page of it is used.
 _MAPPED = 1024 * 1024
-#: Notifications that wait for a service manager that does not read; those beyond are dropped.
+#: The capacity of the queue to a service manager that does not read; further notifications are dropped.
 _MOST_NOTICES = 64
-#: How long the last ones may take.
+#: How long the proxy waits at its end until the queued notifications are sent.
 _NOTIFY_SECONDS = 1.0
 
 
@@ -51,7 +51,8 @@ def main() -> None:
     """Serve one process until it has ended."""
     directory, key, terminal = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     _take_title(sys.argv[-1])
-    # Blocked here and taken by one thread: a handler could interrupt a send and wait for its lock for ever.
+    # Block signals here; one thread receives them with sigwait(3). A signal handler could interrupt a send and wait
+    # forever for the lock that the send holds.
     signals = set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGPIPE}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
@@ -61,7 +62,7 @@ def main() -> None:
     try:
         connection.connect(f"/proc/self/fd/{directory}/monitor.sock")
     except OSError:
-        os._exit(LOST)  # the monitor has died: whoever has started this process hears of it, and says so
+        os._exit(LOST)  # the monitor has died; the command that started this process reports it
     os.close(directory)
     port = Port(connection.fileno())
     size = _size(terminal) if terminal >= 0 else None
@@ -69,11 +70,12 @@ def main() -> None:
     params = {"key": key, "descriptors": preserved} | ({"rows": size[0], "columns": size[1]} if size else {})
     notices: SimpleQueue[bytes] | None = None
     if (notify := int(sys.argv[6])) >= 0:
-        from queue import SimpleQueue as Queue  # here, since few processes have somebody to notify
+        from queue import SimpleQueue as Queue  # imported here, since few processes send notifications
 
         notices = Queue()
     if (view := int(sys.argv[4])) >= 0:
-        # Here, since only the first process has a view; and the modules of _confine(), which cannot be loaded in it.
+        # Imported here, since only the first process has a view. Import the modules for _confine(), too: nothing can be
+        # imported after enter().
         from hawse.linux import capabilities, landlock, processes  # noqa: F401
         from hawse.proxy import system_calls  # noqa: F401
         from hawse.proxy.view import enter
@@ -104,9 +106,11 @@ def main() -> None:
 
 
 def _confine() -> None:
-    """Give up every right: all that the proxy uses from here on is open. After its announcement, since this takes 5 ms.
+    """Drop all privileges: everything that the proxy uses from here on is open. Call it after the call to the monitor,
+    since it takes 5 ms.
 
-    A step that the kernel refuses is left out: stderr is the container's, and the proxy's work matters more.
+    A step that the kernel refuses is skipped without a message: stderr is the container's, and the process needs its
+    proxy more.
     """
     from hawse.linux import capabilities, landlock, processes
     from hawse.proxy import system_calls
@@ -132,8 +136,9 @@ def _serve(
                 if name == "notify" and notices is not None and notices.qsize() < _MOST_NOTICES:
                     notices.put(str(params["notice"]).encode())
                 if name == "placed":
-                    # What it has taken so far was charged to the cgroup that it came from (cgroup-v1/memory.rst, 2.3),
-                    # and a container without any memory has no statistics for Kubernetes: so a page of a new mapping.
+                    # The proxy's memory so far was charged to its previous cgroup (cgroup-v1/memory.rst, 2.3), and
+                    # Kubernetes has no statistics of a container that uses no memory. So write to a page of a new
+                    # mapping, which is charged to the new cgroup.
                     charged = bytearray(_MAPPED)
                     charged[_MAPPED // 2] = 1
             elif kind == CREDIT and (fd := stream - _BASE) in inputs:
@@ -148,9 +153,10 @@ def _serve(
 
 
 def _write(source: Incoming, fd: int, read_too: bool = False) -> None:
-    """Process to engine. A reader that is gone makes the rest be dropped: the process shall end all the same.
+    """Copy a stream from the process to the engine. After the reader has gone, the rest is dropped, so that the process
+    does not block.
 
-    ``read_too``: another thread reads from the descriptor, which stays open for that.
+    ``read_too``: another thread reads from the same descriptor, so that only its writing side is closed.
     """
     broken = False
     while data := source.get():
@@ -158,14 +164,14 @@ def _write(source: Incoming, fd: int, read_too: bool = False) -> None:
         while view and not broken:
             try:
                 view = view[os.write(fd, view) :]
-            except BlockingIOError:  # somebody made the shared description non-blocking
+            except BlockingIOError:  # another process made the shared open file description non-blocking
                 _wait(fd, select.POLLOUT)
             except OSError:
                 broken = True
         try:
             source.done(len(data))
         except LinkError:
-            pass  # the monitor has told all and is gone; what it told last is still here
+            pass  # the monitor has ended; its last data is still in the queue
     if read_too:
         end_writing(fd)
         return
@@ -176,16 +182,16 @@ def _write(source: Incoming, fd: int, read_too: bool = False) -> None:
 
 
 def _notify(notices: SimpleQueue[bytes], fd: int) -> None:
-    """To the service manager. It may be slow to read: a thread of its own waits for that."""
+    """Send notifications to the service manager, in a separate thread, since the service manager may read slowly."""
     while notice := notices.get():
         try:
             os.write(fd, notice)
         except OSError:
-            continue  # nobody listens any more
+            continue  # the service manager has closed its socket
 
 
 def _read(target: Outgoing, fd: int) -> None:
-    """Engine to process."""
+    """Copy a stream from the engine to the process."""
     try:
         while True:
             try:
@@ -218,8 +224,8 @@ def _forward_signals(port: Port, signals: set[int], terminal: int) -> None:
 
 
 def _take_title(title: str) -> None:
-    """Have ps show the title: in place of this program's arguments, where the kernel reads them from (proc(5), stat
-    fields 48 and 49). The title is one of them, so there is room for it."""
+    """Make ps show the title: overwrite this program's arguments in memory, where the kernel reads them (proc(5), stat
+    fields 48 and 49). The title is one of the arguments, so it fits."""
     try:
         with open("/proc/self/comm", "w") as comm:
             comm.write("hawse-proxy")
@@ -230,11 +236,12 @@ def _take_title(title: str) -> None:
             memory.seek(start)
             memory.write(os.fsencode(title)[: end - start - 1].ljust(end - start, b"\0"))
     except (OSError, ValueError, IndexError):
-        return  # a kernel that does not let itself be written to shows the arguments
+        return  # if the kernel refuses the write, ps shows the arguments
 
 
 def _adopt_terminal(fd: int) -> None:
-    """Make it the controlling terminal, so that the kernel sends SIGWINCH. In `run` it belongs to another session."""
+    """Make it the controlling terminal, so that the kernel sends SIGWINCH. In `run` it is that of another session: the
+    request fails, and `run` forwards SIGWINCH."""
     try:
         fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
     except OSError:

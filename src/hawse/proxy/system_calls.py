@@ -1,7 +1,7 @@
-"""The system calls of a proxy that has everything open: data is moved, signals are awaited, threads end.
+"""The system calls that a confined proxy may use: they move data, wait for signals and end threads.
 
-By number, for x86_64 (Linux arch/x86/entry/syscalls/syscall_64.tbl), as in :mod:`hawse.jail.seccomp`. No file is
-opened, no socket connected, no process signalled (as root it might, without a capability), and no namespace made.
+Their numbers are those of x86_64 (Linux arch/x86/entry/syscalls/syscall_64.tbl), as in :mod:`hawse.jail.seccomp`. The
+proxy cannot open files, connect sockets, create namespaces, or signal processes, which root may without a capability.
 """
 
 from __future__ import annotations
@@ -21,5 +21,5 @@ ALLOWED = {name: seccomp.ALLOWED[name] for name in _NAMES}
 
 
 def install() -> None:
-    """Permit this thread and those that it starts only these. It needs no_new_privs. Raises OSError."""
+    """Restrict this thread, and the threads that it starts, to these calls. Requires no_new_privs. Raises OSError."""
     seccomp.install(seccomp.program(ALLOWED))

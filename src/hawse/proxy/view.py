@@ -1,10 +1,10 @@
-"""The container's files, as programs of the host find them at the pid that an engine is told. Standard library only.
+"""The view: the container's files, as programs of the host see them in the proxy's namespaces. Standard library only.
 
-Engines enter the mount and PID namespaces of that pid: `podman cp` to copy files, `podman top` to list processes
-(Podman libpod/container_copy_linux.go, container_top_linux.go). There they must find the container and not the host.
-So the first process's proxy has namespaces of its own: its root is the container's root file system with the files
-that the host shares. File systems that only the guest has are shown empty and read-only: what was copied there would
-be lost, and an error is better.
+Engines enter the mount and PID namespaces of the container's pid on the host, which is the proxy's: `podman cp` to copy
+files, `podman top` to list processes (Podman libpod/container_copy_linux.go, container_top_linux.go). There they must
+find the container and not the host. So the first process's proxy has private namespaces: its root is the container's
+root file system with the files that the host shares. File systems that only the guest has are shown empty and
+read-only: files copied there would be lost, so an error is better.
 """
 
 from __future__ import annotations
@@ -19,18 +19,20 @@ from hawse.linux import mounts, user_namespaces
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
+
+    from hawse.json_text import Document
 
 _MAX = 1 << 24
 _UNSAFE = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
 
 
-def encode(rootfs: str, shown: Sequence[dict[str, Any]], *, readonly: bool, directory: str) -> int:
-    """A descriptor of the request for :func:`enter`; ``directory`` is the working directory.
+def encode(rootfs: str, shown: Sequence[Document], *, readonly: bool, directory: str) -> int:
+    """Write the request for :func:`enter` to a new memfd; returns its descriptor.
 
-    A mount is {"destination", "source", "is_dir", "readonly"}, and where its owners are mapped "uids", "gids" and
-    "map_below"; without a source it is one of the guest's, of {"type"}. The types "directory" and "file" are mount
-    points only."""
+    ``directory``: the working directory. ``shown``: the mounts, each with "destination". A mount from the host has
+    "source", "is_dir", "readonly", and if its owners are mapped "uids", "gids" and "map_below". A mount without a
+    source is one of the guest, with its "type"; for the types "directory" and "file" only the mount point is created.
+    """
     fd = os.memfd_create("view")
     with os.fdopen(os.dup(fd), "w") as file:
         json.dump({"rootfs": rootfs, "readonly": readonly, "mounts": list(shown), "directory": directory}, file)
@@ -39,35 +41,35 @@ def encode(rootfs: str, shown: Sequence[dict[str, Any]], *, readonly: bool, dire
 
 
 def enter(fd: int) -> None:
-    """Have the calling process in the container's files, and do without the host's. Raises OSError.
+    """Make the container's files the root of the calling process, instead of the host's. Raises OSError.
 
-    Mount points, places of device nodes and a working directory that are missing are made, as runc makes them
-    (libcontainer/rootfs_linux.go, createMountpoint(), createDevices(), prepareRootfs()): the guest cannot where the
-    root file system is read-only.
+    Missing mount points, device node files and a missing working directory are created, as in runc
+    (libcontainer/rootfs_linux.go, createMountpoint(), createDevices(), prepareRootfs()): the guest cannot create them
+    if the root file system is read-only.
     """
-    wanted = json.loads(os.read(fd, _MAX))
+    request = json.loads(os.read(fd, _MAX))
     os.close(fd)
-    root = _open_tree(wanted["rootfs"])
-    trees = [_open_mount(mount) if "source" in mount else -1 for mount in wanted["mounts"]]
+    root = _open_tree(request["rootfs"])
+    trees = [_open_mount(mount) if "source" in mount else -1 for mount in request["mounts"]]
     mounts.unshare(mounts.PRIVATE)
-    mounts.attach_at(root, wanted["rootfs"])
+    mounts.attach_at(root, request["rootfs"])
     os.close(root)
-    mounts.change_root(wanted["rootfs"])
+    mounts.change_root(request["rootfs"])
     _forget_files()
-    for mount, tree in zip(wanted["mounts"], trees, strict=True):
+    for mount, tree in zip(request["mounts"], trees, strict=True):
         try:
             _show(mount, tree)
         except OSError:
-            continue  # the guest's runtime finds the same wrong, and tells
+            continue  # the guest's runtime meets the same error and reports it
     with suppress(OSError):
-        os.makedirs(wanted["directory"], exist_ok=True)
-    if wanted["readonly"]:
+        os.makedirs(request["directory"], exist_ok=True)
+    if request["readonly"]:
         mounts.mount("none", "/", "", mounts.REMOUNT | mounts.BIND | mounts.RDONLY | _UNSAFE)
 
 
-def _show(mount: dict[str, Any], tree: int) -> None:
-    # Symbolic links lead nowhere but into the container's files: they are this process's root. They are resolved first,
-    # since one that leads to nothing is a mount point too, which is made where it leads.
+def _show(mount: Document, tree: int) -> None:
+    # Symbolic links cannot leave the container's files, which are this process's root. Resolve them first: if a link's
+    # target is missing, the mount point is created at the target.
     target = os.path.realpath(mount["destination"])
     if not os.path.exists(target):
         if mount.get("type") == "file" or (tree >= 0 and not mount["is_dir"]):
@@ -89,17 +91,17 @@ def _show(mount: dict[str, Any], tree: int) -> None:
 
 
 def _forget_files() -> None:
-    """Import nothing from files any more: they would be the container's (as in CVE-2019-14271, of `docker cp`)."""
+    """Disable imports from files: these would be the container's (compare CVE-2019-14271 of `docker cp`)."""
     sys.path.clear()
     sys.path_hooks.clear()
     sys.path_importer_cache.clear()
     sys.meta_path[:] = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "PathFinder"]
 
 
-def _open_mount(mount: dict[str, Any]) -> int:
+def _open_mount(mount: Document) -> int:
     tree = _open_tree(mount["source"])
     if "uids" in mount:
-        with suppress(OSError):  # the share cannot be mapped either, and that is an error
+        with suppress(OSError):  # the share fails in the same way, which is reported
             namespace = user_namespaces.create(mount["uids"], mount["gids"])
             try:
                 mounts.map_ids(tree, namespace, recursive=mount["map_below"])
@@ -109,10 +111,10 @@ def _open_mount(mount: dict[str, Any]) -> int:
 
 
 def _open_tree(path: str) -> int:
-    """A copy of the mounts at a path, of which no program is executed and no device opened, by whoever comes here.
+    """Copy the mounts at a path, without execution of programs, set-uid bits and access to devices.
 
-    `nsenter` of the process would else run the container's programs as root on the host's kernel. Copies of shared
-    mounts are private: what is mounted below them here must not appear on the host.
+    Otherwise `nsenter` into the proxy would run the container's programs as root on the host kernel. Copies of shared
+    mounts are private, so that mounts below them do not appear on the host.
     """
     tree = mounts.open_tree(path, recursive=True)
     unsafe = mounts.ATTR_NOSUID | mounts.ATTR_NODEV | mounts.ATTR_NOEXEC

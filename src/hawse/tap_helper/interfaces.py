@@ -1,20 +1,22 @@
-"""Interfaces as the guest is to have them, read from what the host's kernel says of a network namespace. Pure.
+"""The configuration of the guest's interfaces, from the host kernel's dump of a network namespace. Pure.
 
-The messages are pyroute2's: mappings with the header's fields and ``attrs``, a list of names and values.
+The messages are pyroute2's: mappings of the header's fields and ``attrs``, a list of names and values.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 from hawse.linux import netlink
 
-Message = Mapping[str, Any]
-Entry = dict[str, Any]
+#: A message of rtnetlink, as pyroute2 decodes it.
+Message = Document
+#: The keyword arguments of a function of :mod:`hawse.linux.netlink`.
+Entry = Document
 
 MAX_INTERFACES, MAX_ENTRIES = 64, 1024
 MIN_MTU, MAX_MTU = 68, 65535
@@ -22,7 +24,7 @@ _INET, _INET6 = 2, 10
 _FAMILIES = {_INET: 4, _INET6: 6}
 _ETHERNET = 1  # ARPHRD_ETHER
 _MAIN, _UNICAST = 254, 1
-_BY_KERNEL, _BY_ROUTER = 2, 9  # RTPROT_KERNEL comes with its address, RTPROT_RA with the router's next word
+_BY_KERNEL, _BY_ROUTER = 2, 9  # RTPROT_KERNEL appears with its address, RTPROT_RA with the next advertisement
 _LINK = 253  # RT_SCOPE_LINK
 _CLONED, _ONLINK = 0x200, 4
 _TEMPORARY, _DAD_FAILED, _KEPT_FLAGS = 0x01, 0x08, 0x200 | 0x400  # noprefixroute, autojoin
@@ -33,7 +35,7 @@ _MTU_LOCK = 1 << 2
 
 @dataclass(frozen=True)
 class Interface:
-    """One interface of the host's, by its index there; the entries are :mod:`hawse.linux.netlink`'s keywords."""
+    """One interface, with its index in the host's network namespace."""
 
     index: int
     name: str
@@ -47,7 +49,7 @@ class Interface:
 
 
 def read(
-    wanted: Iterable[int],
+    indexes: Iterable[int],
     *,
     links: Sequence[Message],
     addresses: Sequence[Message],
@@ -55,61 +57,65 @@ def read(
     neighbours: Sequence[Message],
     rules: Sequence[Message] = (),
 ) -> tuple[list[Interface], list[str]]:
-    """The interfaces of these indexes, in their order, and what is said of that which a guest will not have.
+    """The interfaces with these indexes, sorted by index, and warnings about settings that the guest does not get.
 
-    Raises :class:`ConfigError` for more than a guest takes.
+    Raises :class:`ConfigError` if they exceed the guest's limits.
     """
     warnings: list[str] = []
-    found = {i.index: i for i in _links(sorted(set(wanted)), links, warnings)}
-    if len(found) > MAX_INTERFACES:
-        raise ConfigError(f"the network namespace has {len(found)} interfaces, and a guest takes {MAX_INTERFACES}")
+    interfaces = {i.index: i for i in _links(sorted(set(indexes)), links, warnings)}
+    if len(interfaces) > MAX_INTERFACES:
+        raise ConfigError(
+            f"the network namespace has {len(interfaces)} interfaces, but a guest supports at most {MAX_INTERFACES}"
+        )
     for message in addresses:
-        if message["index"] in found:
-            _add(found[message["index"]].addresses, _address(message, found[message["index"]].name, warnings))
+        if interface := interfaces.get(message["index"]):
+            _add(interface.addresses, _address(message, interface.name, warnings))
     for message in routes:
         values = attributes(message)
         if _is_meant(message, values):
-            for index in _ways(values) & found.keys():
-                name = found[index].name
-                _add(found[index].routes, _route(message, values, name, warnings))
+            for index in _outputs(values) & interfaces.keys():
+                name = interfaces[index].name
+                _add(interfaces[index].routes, _route(message, values, name, warnings))
     for message in neighbours:
-        if message["ifindex"] in found and message["state"] & _PERMANENT:
+        if message["ifindex"] in interfaces and message["state"] & _PERMANENT:
             values = attributes(message)
             if "NDA_DST" in values and "NDA_LLADDR" in values and message["family"] in _FAMILIES:
                 entry = {"to": values["NDA_DST"], "mac": values["NDA_LLADDR"]}
-                _add(found[message["ifindex"]].neighbours, entry)
-    if found and any(attributes(rule).get("FRA_PRIORITY", 0) not in _STANDARD_RULES for rule in rules):
+                _add(interfaces[message["ifindex"]].neighbours, entry)
+    if interfaces and any(attributes(rule).get("FRA_PRIORITY", 0) not in _STANDARD_RULES for rule in rules):
         warnings.append(
-            "the network namespace has rules of policy routing: the guest gets the main table's routes alone"
+            "the network namespace has policy routing rules: the guest gets only the routes of the main table"
         )
-    for each in found.values():
+    for each in interfaces.values():
         for kind in ("addresses", "routes", "neighbours"):
             if len(getattr(each, kind)) > MAX_ENTRIES:
                 raise ConfigError(
-                    f"interface {each.name} has {len(getattr(each, kind))} {kind}, and a guest takes {MAX_ENTRIES}"
+                    f"interface {each.name} has {len(getattr(each, kind))} {kind}, but a guest supports {MAX_ENTRIES}"
                 )
-    return list(found.values()), warnings
+    return list(interfaces.values()), warnings
 
 
 def addressed(addresses: Sequence[Message], routes: Sequence[Message]) -> set[int]:
-    """The indexes of interfaces that have an address other than IPv6's of the link, or a route that was added."""
-    found = {m["index"] for m in addresses if m["family"] in _FAMILIES and (m["family"], m["scope"]) != (_INET6, _LINK)}
+    """The indexes of interfaces with an address other than an IPv6 link-local one, or with a route that was added."""
+    indexes = {
+        m["index"] for m in addresses if m["family"] in _FAMILIES and (m["family"], m["scope"]) != (_INET6, _LINK)
+    }
     for message in routes:
         values = attributes(message)
         if _is_meant(message, values):
-            found |= _ways(values)
-    return found
+            indexes |= _outputs(values)
+    return indexes
 
 
-def _links(wanted: Sequence[int], links: Sequence[Message], warnings: list[str]) -> Iterable[Interface]:
+def _links(indexes: Sequence[int], links: Sequence[Message], warnings: list[str]) -> Iterable[Interface]:
     by_index = {message["index"]: message for message in links}
-    for index in wanted:
+    for index in indexes:
         if index not in by_index:
-            continue  # it went meanwhile
+            continue  # the interface was removed in the meantime
         values = attributes(by_index[index])
         name, mac, mtu = values["IFLA_IFNAME"], values.get("IFLA_ADDRESS", ""), values.get("IFLA_MTU", 0)
         if by_index[index]["ifi_type"] != _ETHERNET or not _is_unicast(mac):
-            warnings.append(f"interface {name} is not of Ethernet: the guest does not get it")
+            warnings.append(f"interface {name} is not an Ethernet interface: the guest does not get it")
         elif not MIN_MTU <= mtu <= MAX_MTU:
             warnings.append(f"interface {name} has an MTU of {mtu}: the guest does not get it")
         else:
@@ -121,7 +127,7 @@ def _address(message: Message, name: str, warnings: list[str]) -> Entry | None:
     if message["family"] not in _FAMILIES:
         return None
     flags: int = values["IFA_FLAGS"] if "IFA_FLAGS" in values else message["flags"]
-    # What temporary ones there are is the guest's own affair; for IPv4 the same bit marks a second address of a net.
+    # The guest creates its own temporary addresses. For IPv4 the same bit marks a secondary address.
     if message["family"] == _INET6 and flags & _TEMPORARY:
         return None
     address = values.get("IFA_ADDRESS", "")
@@ -140,7 +146,7 @@ def _address(message: Message, name: str, warnings: list[str]) -> Entry | None:
     return entry
 
 
-def _is_meant(message: Message, values: Mapping[str, Any]) -> bool:
+def _is_meant(message: Message, values: Document) -> bool:
     return (
         message["family"] in _FAMILIES
         and values.get("RTA_TABLE", message["table"]) == _MAIN
@@ -150,13 +156,13 @@ def _is_meant(message: Message, values: Mapping[str, Any]) -> bool:
     )
 
 
-def _ways(values: Mapping[str, Any]) -> set[int]:
-    """The interfaces that a route leads over."""
-    several = values.get("RTA_MULTIPATH")
-    return {hop["oif"] for hop in several} if several else {values.get("RTA_OIF", 0)}
+def _outputs(values: Document) -> set[int]:
+    """The indexes of a route's output interfaces."""
+    hops = values.get("RTA_MULTIPATH")
+    return {hop["oif"] for hop in hops} if hops else {values.get("RTA_OIF", 0)}
 
 
-def _route(message: Message, values: Mapping[str, Any], name: str, warnings: list[str]) -> Entry | None:
+def _route(message: Message, values: Document, name: str, warnings: list[str]) -> Entry | None:
     to = values.get("RTA_DST", "")
     for attribute, what in (("RTA_MULTIPATH", "several gateways"), ("RTA_ENCAP", "an encapsulation")):
         if attribute in values:
@@ -182,8 +188,8 @@ def _add(entries: list[Entry], entry: Entry | None) -> None:
         entries.append(entry)
 
 
-def attributes(message: Message) -> dict[str, Any]:
-    """The attributes of a message, or of one that is an attribute itself."""
+def attributes(message: Message) -> Document:
+    """The attributes of a message, or of a nested attribute."""
     return dict(message["attrs"])
 
 

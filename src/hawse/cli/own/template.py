@@ -51,9 +51,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _build(bundle: str, settings: Settings) -> int:
-    from hawse.commands.build_template import build, plan_of
+    from hawse.commands.build_template import build, plan_vm
 
-    machine, notes = plan_of(settings.config, bundle)
+    machine, notes = plan_vm(settings.config, bundle)
     settings.log.tell(notes)
     print(described(*build(machine)))
     return 0

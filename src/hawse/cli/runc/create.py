@@ -10,7 +10,7 @@ from hawse.commands.create import Created, create
 from hawse.commands.delete import delete
 from hawse.commands.descriptors import activated, preserve
 from hawse.commands.pidfd import FIRST, send
-from hawse.commands.process import Handed, write_pid_file
+from hawse.commands.process import IoOptions, write_pid_file
 from hawse.errors import UsageError
 from hawse.oci.pods import CONTAINER, role_of
 
@@ -45,19 +45,19 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         send(args.pidfd_socket, created.proxy.pid, FIRST)
         write_pid_file(args.pid_file, created.proxy.pid)
     except BaseException:
-        created.let_go()
-        created.proxy.let_go()
+        created.detach()
+        created.proxy.detach()
         delete(created.store, force=True)
         raise
-    created.let_go()
-    created.proxy.let_go()
+    created.detach()
+    created.proxy.detach()
     return 0
 
 
 def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Created:
     """Create the container for ``create`` or ``run``. ``detach``: the command does not wait for the process."""
     listening = activated(os.environ, os.getpid())
-    handed = Handed(args.console_socket, detach, preserve(args.preserve_fds, listening=listening))
+    io_options = IoOptions(args.console_socket, detach, preserve(args.preserve_fds, listening=listening))
     store = settings.store(args.id)
 
     def make_plan() -> SandboxPlan:
@@ -97,9 +97,9 @@ def make(args: argparse.Namespace, settings: Settings, *, detach: bool) -> Creat
     if role == CONTAINER:
         from hawse.commands.join import join
 
-        created = join(store, sandbox, make_joining, handed)
+        created = join(store, sandbox, make_joining, io_options)
     else:
-        created = create(store, make_plan, handed)
+        created = create(store, make_plan, io_options)
     settings.log.tell(created.notes)
     return created
 

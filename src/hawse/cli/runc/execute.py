@@ -9,7 +9,7 @@ from hawse.commands.console import caller_terminal, raw_mode
 from hawse.commands.descriptors import preserve
 from hawse.commands.execute import execute
 from hawse.commands.pidfd import FURTHER, send
-from hawse.commands.process import Handed, attend, write_pid_file
+from hawse.commands.process import IoOptions, attend, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
 from hawse.json_text import Document
 from hawse.oci.load import load_bundle, load_process
@@ -71,15 +71,15 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _run(args: argparse.Namespace, settings: Settings) -> int:
-    handed = Handed(args.console_socket, args.detach, preserve(args.preserve_fds))
+    io_options = IoOptions(args.console_socket, args.detach, preserve(args.preserve_fds))
     _refuse(args)
     store = settings.store(args.id)
     process = _from_file(args.process) if args.process else _from_options(args, store.read()["bundle"])
     if args.tty:
         process["terminal"] = True
     foreground = bool(process.get("terminal")) and not args.detach
-    with caller_terminal(wanted=foreground) as fd, raw_mode(fd, wanted=foreground):
-        proxy = execute(store, process, handed)
+    with caller_terminal(needed=foreground) as fd, raw_mode(fd, enabled=foreground):
+        proxy = execute(store, process, io_options)
         try:
             send(args.pidfd_socket, proxy.pid, FURTHER)
             write_pid_file(args.pid_file, proxy.pid)
@@ -87,7 +87,7 @@ def _run(args: argparse.Namespace, settings: Settings) -> int:
             proxy.abort()
             raise
         if args.detach:
-            proxy.let_go()
+            proxy.detach()
             return 0
         return attend(proxy)
 

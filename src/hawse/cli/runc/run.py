@@ -38,25 +38,25 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         send(args.pidfd_socket, created.proxy.pid, FIRST)
         write_pid_file(args.pid_file, created.proxy.pid)
         foreground = created.terminal and not args.detach
-        with caller_terminal(wanted=foreground) as fd, raw_mode(fd, wanted=foreground):
+        with caller_terminal(needed=foreground) as fd, raw_mode(fd, enabled=foreground):
             notify = (
                 os.environ.get("NOTIFY_SOCKET", "") if args.detach else ""
             )  # in the foreground attend() forwards notifications
             settings.log.tell(warning(text) for text in start(created.store, notify=notify))
             if args.detach:
-                created.let_go()
-                created.proxy.let_go()
+                created.detach()
+                created.proxy.detach()
                 return 0
             code = attend(created.proxy)
         if code == LOST and "failure" in (state := created.store.read()):
             raise from_wire(state["failure"])
     except BaseException:
-        created.let_go()
-        created.proxy.let_go()
+        created.detach()
+        created.proxy.detach()
         with suppress(HawseError):
             delete(created.store, force=True)
         raise
-    created.let_go()
+    created.detach()
     if not args.keep:
         settings.log.tell(warning(text) for text in delete(created.store, force=True))
     return code

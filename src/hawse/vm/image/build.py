@@ -127,7 +127,7 @@ def _build(
 ) -> None:
     full, tree = f"{work}/full", f"{work}/tree"
     progress(f"unpacking {len(userland)} packages")
-    packages.unpack(userland, full, wanted=_useful)
+    packages.unpack(userland, full, select=_useful)
     release = os.path.basename(os.path.normpath(modules))
     packages.unpack((), tree)
     for directory in recipe["directories"]:
@@ -155,7 +155,7 @@ def _build(
 def unpack_kernel(kernels: Sequence[Package], into: str) -> tuple[str, str]:
     """Unpack a kernel package; returns the paths of its bzImage and of its modules."""
     prefixes = ("boot/", "usr/lib/modules/")
-    packages.unpack(kernels, into, wanted=lambda name: f"{name}/".startswith(prefixes))
+    packages.unpack(kernels, into, select=lambda name: f"{name}/".startswith(prefixes))
     release = os.listdir(f"{into}/usr/lib/modules")[0]
     return f"{into}/boot/vmlinuz-{release}", f"{into}/usr/lib/modules/{release}"
 

@@ -20,9 +20,9 @@ from hawse.vm.image.lock import LOCK, exclusive, is_held
 
 #: Longer than any start takes from reading a pointer to :func:`hawse.vm.image.lock.hold`, in seconds.
 GRACE = 3600.0
-#: A pointer that was not used for so long, in seconds, is of a hawse that is not used any more.
+#: The age in seconds after which an unused pointer belongs to a version of hawse that is not used any more.
 UNUSED = 30 * 24 * 3600.0
-#: How exactly the use of a pointer is recorded.
+#: The precision of a pointer's recorded use, in seconds.
 _EXACTNESS = 24 * 3600.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _WORK = ".building-"
@@ -90,7 +90,7 @@ def set_aside(images: str, digest: str) -> str:
 
 
 def _remove(images: str, digest: str, now: float) -> bool:
-    """Remove an image unless it was in use a moment ago, or a sandbox holds it."""
+    """Remove an image unless it was in use within the last hour or a sandbox holds it. Returns whether it did."""
     directory = f"{images}/{digest}"
     if not os.path.isdir(directory):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))

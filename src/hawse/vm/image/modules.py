@@ -122,9 +122,9 @@ def _copy_with_needs(work: str, target: str, chosen: Sequence[str], needs: Needs
     return paths
 
 
-def _copy_aliases(work: str, target: str, wanted: Callable[[str], bool]) -> None:
+def _copy_aliases(work: str, target: str, select: Callable[[str], bool]) -> None:
     with open(f"{work}/modules.alias") as aliases, open(f"{target}/modules.alias", "w") as file:
-        file.writelines(line for line in aliases if line.startswith("alias ") and wanted(line))
+        file.writelines(line for line in aliases if line.startswith("alias ") and select(line))
 
 
 def _copy_module(source: str, target: str, path: str) -> str:

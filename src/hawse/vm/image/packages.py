@@ -84,7 +84,7 @@ def _fetch(
     missing = [path for path, digest in expected.items() if _digest(path) != digest]
     if missing:
         progress(f"downloading {len(missing)} package{'' if len(missing) == 1 else 's'}")
-        for path in missing:  # otherwise apt keeps an existing file that has the expected size
+        for path in missing:  # otherwise apt keeps an existing file of the expected size
             with suppress(FileNotFoundError):
                 os.unlink(path)
         _download(apt, names, archives)
@@ -136,7 +136,7 @@ def _sha256(name: str, digest: str) -> str:
 
 
 def _digest(path: str) -> str:
-    """SHA256 of a file in hexadecimal, "" where the file is missing."""
+    """SHA256 of a file in hexadecimal, "" if the file is missing."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -145,7 +145,7 @@ def _digest(path: str) -> str:
 
 
 def _verify(path: str, expected: str) -> None:
-    """Raise :class:`HostError` and remove the file where a downloaded package does not match the signed lists."""
+    """Raise :class:`HostError` and remove the file if a downloaded package does not match the signed lists."""
     digest = _digest(path)
     if digest == expected:
         return
@@ -164,10 +164,10 @@ def parse_uris(text: str) -> list[tuple[str, int, str]]:
     return [(name, int(size), digest) for name, size, digest in lines]
 
 
-def unpack(packages: Iterable[Package], into: str, *, wanted: Callable[[str], bool] = lambda _name: True) -> None:
+def unpack(packages: Iterable[Package], into: str, *, select: Callable[[str], bool] = lambda _name: True) -> None:
     """Extract the packages' files below ``into``, a merged-/usr tree; maintainer scripts do not run.
 
-    ``wanted`` is called with each path, without a leading slash, and selects files. Owners and modes of the packages
+    ``select`` is called with each path, without a leading slash, and selects files. Owners and modes of the packages
     are kept.
     """
     for directory in ("bin", "sbin", "lib", "lib64"):
@@ -175,11 +175,11 @@ def unpack(packages: Iterable[Package], into: str, *, wanted: Callable[[str], bo
         if not os.path.islink(f"{into}/{directory}"):
             os.symlink(f"usr/{directory}", f"{into}/{directory}")
     for package in packages:
-        if not _unpack(package.path, into, wanted):
+        if not _unpack(package.path, into, select):
             raise HostError(f"cannot unpack {package.path}", hint="delete it and try again")
 
 
-def _unpack(path: str, into: str, wanted: Callable[[str], bool]) -> bool:
+def _unpack(path: str, into: str, select: Callable[[str], bool]) -> bool:
     """Unpack a package; False when it is damaged: dpkg-deb fails, or its output ends too early."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -192,7 +192,7 @@ def _unpack(path: str, into: str, wanted: Callable[[str], bool]) -> bool:
                         member.linkname = merged(member.linkname)
                         _check_inside(into, member.linkname, path)
                     _check_inside(into, member.name, path)
-                    if member.name and not os.path.islink(f"{into}/{member.name}") and wanted(member.name):
+                    if member.name and not os.path.islink(f"{into}/{member.name}") and select(member.name):
                         archive.extract(member, into, **_FILTER)
         except tarfile.TarError:
             return False
@@ -210,7 +210,7 @@ def _check_member(member: tarfile.TarInfo, package: str) -> None:
 
 
 def _check_inside(into: str, name: str, package: str) -> None:
-    """Raise :class:`HostError` where the path of a file goes through a symbolic link that leaves the tree."""
+    """Raise :class:`HostError` if the path of a file goes through a symbolic link that leaves the tree."""
     root = os.path.realpath(into)
     parent = os.path.realpath(os.path.join(root, os.path.dirname(name)))
     if parent != root and not parent.startswith(f"{root}/"):

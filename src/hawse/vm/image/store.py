@@ -1,7 +1,7 @@
-"""The guest image as it is kept: ``<cache>/images/<digest>/`` with vmlinux, initrd.cpio and manifest.json, and with
-directories of kernel modules, which guests get by their share.
+"""Guest images in the cache: ``<cache>/images/<digest>/`` contains vmlinux, initrd.cpio, manifest.json, and directories
+of kernel modules, which guests get through their share.
 
-:func:`locate` is on the way of every container's start: it reads a manifest of a kilobyte and the guest's own sources.
+Every start of a container calls :func:`locate`, which reads a manifest of a kilobyte and the sources of the agent.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ GUEST_SOURCES = (
 )
 GUEST_PACKAGES = ("agent", "link")
 FILES = ("vmlinux", "initrd.cpio")
-#: A directory of modules for devices that are left to the guest's kernel, which the guest gets by the share.
+#: The directory of modules for devices that drivers of the guest kernel use. Guests get it through their share.
 DRIVERS = "drivers"
-#: A directory of modules that the guest's kernel may ask for, which the guest gets by the share.
+#: The directory of modules that the guest kernel may request. Guests get it through their share.
 MODULES = "modules"
-#: What is beside the image: directories.
+#: The directories next to the image's files.
 BESIDE = (DRIVERS, MODULES)
 _BUILD = "build it with `hawse image build`"
 
 
 @dataclass(frozen=True)
 class Image:
-    """A usable image. ``size`` in bytes of both files, ``release`` the kernel's; ``drivers`` and ``modules`` are
-    directories of modules, ``beside`` the bytes in both.
+    """A usable image.
 
-    ``fresh``: it was built just now.
+    ``size``: bytes of both files. ``release``: the kernel's. ``drivers``, ``modules``: the directories of modules.
+    ``beside``: bytes in these two directories. ``fresh``: this call has built it.
     """
 
     digest: str
@@ -65,7 +65,7 @@ class Image:
 
 
 def recipe_directory() -> str:
-    """Where recipe.toml and init lie: in the installed package, or beside src/ in a checkout."""
+    """The directory of recipe.toml and init: in the installed package, or next to src/ in a checkout."""
     installed = os.path.join(_PACKAGE, "guest")
     return installed if os.path.isdir(installed) else os.path.join(_PACKAGE, "..", "..", "guest")
 
@@ -81,9 +81,9 @@ def guest_sources() -> list[tuple[str, str]]:
 
 
 def sources_digest(kernel: str, modules: str, extra: Sequence[str] = ()) -> str:
-    """What this hawse, and a kernel of the user's own, put into an image: all inputs but Debian's packages.
+    """The digest of an image's inputs except Debian packages: hawse's files and, if configured, the user's own kernel.
 
-    ``extra``: names of modules that an administrator has added to those beside the image.
+    ``extra``: the names of modules that an administrator has added (image.extra_modules).
     """
     digest = hashlib.sha256()
     digest.update(_joined(extra).encode())
@@ -105,8 +105,11 @@ def sources_digest(kernel: str, modules: str, extra: Sequence[str] = ()) -> str:
 def locate(
     *, cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = (), hash_files: bool = False
 ) -> Image:
-    """The image to boot. Raises :class:`ImageError`: missing, stale or damaged, and what to do; and :class:`HostError`
-    where another user may write to it: whoever does runs in every guest. ``hash_files`` as of :func:`read`."""
+    """The image to boot.
+
+    ``hash_files``: see :func:`read`. Raises :class:`ImageError` if the image is missing, stale or damaged, with a
+    remedy, and :class:`HostError` if another user can write to it: such a user could run code in every guest.
+    """
     sources = sources_digest(kernel, modules, extra)
     _check_directory(cache, "images")
     try:
@@ -121,16 +124,17 @@ def locate(
     image = read(f"{cache}/images/{digest}", hash_files=hash_files)
     if _manifest(f"{cache}/images/{digest}")["sources"] != sources:
         raise ImageError(
-            f"the guest image {digest[:12]} is stale: it was made by another version of hawse or its recipe",
+            f"the guest image {digest[:12]} is stale: it was built by another version of hawse or its recipe",
             hint=_BUILD,
         )
     return image
 
 
 def read(directory: str, *, hash_files: bool = False) -> Image:
-    """The image in ``directory``, its files checked. Raises :class:`ImageError` naming the damaged one.
+    """Check the files of the image in ``directory``; returns the image.
 
-    ``hash_files`` reads the files also where they were found right before and their size and times are the same.
+    ``hash_files``: read the files even if a record shows that they were correct with their present size and times.
+    Raises :class:`ImageError` that names the damaged file.
     """
     manifest = _manifest(directory)
     trusted.check_file(f"{directory}/manifest.json")
@@ -161,14 +165,14 @@ def current_path(cache: str, kernel: str = "", modules: str = "", extra: Sequenc
 
 
 def confirmed(cache: str, kernel: str = "", modules: str = "", extra: Sequence[str] = ()) -> float:
-    """When `hawse image build` last made the image in use, or found that the packages are still the same: seconds since
-    1970. Raises OSError where there is none, and :class:`ImageError`."""
+    """The time at which `hawse image build` last built the current image or found its packages unchanged, in seconds
+    since 1970. Raises OSError if no image exists, and :class:`ImageError`."""
     return os.stat(current_path(cache, kernel, modules, extra)).st_mtime
 
 
-def packages(found: Image) -> dict[str, str]:
-    """The versions of the packages that the image was made of, by name. Raises :class:`ImageError`."""
-    return dict(_manifest(os.path.dirname(found.kernel)).get("packages", {}))
+def packages(image: Image) -> dict[str, str]:
+    """The versions of the packages that the image was built from, by name. Raises :class:`ImageError`."""
+    return dict(_manifest(os.path.dirname(image.kernel)).get("packages", {}))
 
 
 def file_digest(path: str) -> str:
@@ -178,12 +182,12 @@ def file_digest(path: str) -> str:
 
 
 def module_name(path: str) -> str:
-    """kernel/drivers/vfio/pci/vfio-pci.ko is the module vfio_pci."""
+    """The name of the module in a file: vfio_pci for kernel/drivers/vfio/pci/vfio-pci.ko."""
     return os.path.basename(path).partition(".ko")[0].replace("-", "_")
 
 
 def tree_digest(directory: str) -> tuple[int, str]:
-    """Bytes of all files below a directory, and the sha256 of their paths and contents."""
+    """The size of all files below a directory in bytes, and the sha256 of their paths and contents."""
     size, digest = 0, hashlib.sha256()
     for parent, directories, names in os.walk(directory):
         directories.sort()
@@ -206,7 +210,7 @@ def _has_any(cache: str) -> bool:
 
 
 def _joined(extra: Sequence[str]) -> str:
-    """Names of modules, in one order and spelling."""
+    """The names of modules in canonical order and spelling."""
     return ",".join(sorted({module_name(name) for name in extra}))
 
 
@@ -227,7 +231,7 @@ def _manifest(directory: str) -> Document:
         for name in BESIDE:
             manifest["beside"][name]["size"], manifest["beside"][name]["sha256"]
     except FileNotFoundError:
-        raise ImageError(f"the guest image in {directory} is gone", hint=_BUILD) from None
+        raise ImageError(f"the guest image in {directory} was removed", hint=_BUILD) from None
     except (OSError, ValueError, KeyError, TypeError):
         raise ImageError(f"the guest image is damaged: {directory}/manifest.json", hint=_BUILD) from None
     return dict(manifest)
@@ -244,12 +248,12 @@ def _check(directory: str, name: str, expected: Document, *, hash_files: bool) -
         raise ImageError(
             f"the guest image is damaged: {path} has {status.st_size} bytes, not {expected['size']}", hint=_BUILD
         )
-    # Reading sixty megabytes at every start would cost more than it protects from: once for each state of the file.
+    # Hash the file only once for each size, time and inode: reading 60 MB at every start would take too long.
     key = [*answers.file_key(path), status.st_ino, expected["sha256"]]
     if hash_files or answers.read(f"{path}.checked", key) is None:
         if file_digest(path) != expected["sha256"]:
             with suppress(OSError):
-                os.unlink(f"{path}.checked")  # no start relies on it any more
+                os.unlink(f"{path}.checked")  # so that no later start relies on it
             raise ImageError(f"the guest image is damaged: {path} was altered", hint=_BUILD)
         answers.write(f"{path}.checked", key, True)
 

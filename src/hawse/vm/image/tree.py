@@ -111,7 +111,7 @@ def _confine(tree: str) -> None:
 
 
 def inside(tree: str, path: str) -> str:
-    """The path of a file in the tree. Raises :class:`ImageError` where a symbolic link in the path leaves the tree."""
+    """The path of a file in the tree. Raises :class:`ImageError` if a symbolic link in the path leaves the tree."""
     root = os.path.realpath(tree).rstrip("/")
     if not f"{os.path.realpath(os.path.join(root, path))}/".startswith(f"{root}/"):
         raise ImageError(

@@ -50,7 +50,7 @@ def extract(image: bytes, *, most: int = _MAX_KERNEL) -> bytes:
 
 
 def has_pvh_entry(kernel: bytes) -> bool:
-    """Whether an ELF64 file has the note with the address at which QEMU enters it."""
+    """Whether an ELF64 file contains the note with the address at which QEMU enters it."""
     if kernel[:6] != b"\x7fELF\x02\x01" or len(kernel) < 64:
         return False
     table, size, count = struct.unpack_from("<Q", kernel, 0x20)[0], *struct.unpack_from("<HH", kernel, 0x36)
