@@ -41,8 +41,8 @@ def test_binds_that_ask_for_attributes_are_found() -> None:
         {"destination": "/typed", "type": "bind", "options": ["nosuid"]}, {"destination": "/hidden", "type": "tmpfs"},
         {"destination": "/below", "type": "tmpfs"},
     ]  # fmt: skip
-    assert flags.binds({"mounts": mounts}) == {"/twice": NOEXEC, "/relative/x": NOSUID, "/typed": NOSUID}
-    assert flags.binds({}) == {}
+    assert flags.bind_attributes({"mounts": mounts}) == {"/twice": NOEXEC, "/relative/x": NOSUID, "/typed": NOSUID}
+    assert flags.bind_attributes({}) == {}
 
 
 TABLE = """\
@@ -54,7 +54,7 @@ TABLE = """\
 
 @pytest.mark.parametrize(("number", "kept"), [(32, NOSUID | NODEV | NOEXEC | NOATIME), (31, 0), (30, 0), (99, 0)])
 def test_attributes_of_the_mount_below_are_read(number: int, kept: int) -> None:
-    assert flags.above(TABLE, number) == kept
+    assert flags.parent_attributes(TABLE, number) == kept
 
 
 def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_attributes_are_set_in_another_mount_namespace_and_never_in_this_one(tmp
             inside.stdout.readline()
             for pid in (inside.pid, os.getpid()):
                 process = os.open(f"/proc/{pid}", os.O_RDONLY)
-                flags.keep(spec, process, mapped=True)
+                flags.restore(spec, process, mapped=True)
                 os.close(process)
             found = {mount.point: mount.options for mount in mounts_of(inside.pid)}
         finally:

@@ -79,7 +79,7 @@ def test_a_function_that_a_driver_has_is_not_probed(kernel: FakeKernel, drivers:
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(DISPLAY, "there is none for it"), (NETWORK, "e1000e, generic does not take it")],
+    [(DISPLAY, "no module matches it"), (NETWORK, "e1000e, generic did not bind to it")],
 )
 def test_a_function_that_no_driver_takes(kernel: FakeKernel, drivers: str, code: int, words: str) -> None:
     device_id = 0x10D3 if code == NETWORK else 0x7777
@@ -87,7 +87,7 @@ def test_a_function_that_no_driver_takes(kernel: FakeKernel, drivers: str, code:
     kernel.attribute(ADDRESS, "modalias", f"pci:v00008086d{device_id:08X}sv00sd00bc{code >> 16:02X}sc00i00\n")
     with pytest.raises(DeviceError) as caught:
         bind(kernel, drivers)
-    assert caught.value.message == f"{ADDRESS}: no driver of the guest's kernel has it: {words}"
+    assert caught.value.message == f"{ADDRESS}: no driver of the guest kernel binds to the device: {words}"
 
 
 def test_what_a_probe_makes_is_waited_for(kernel: FakeKernel, drivers: str, monkeypatch: pytest.MonkeyPatch) -> None:

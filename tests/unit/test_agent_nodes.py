@@ -49,7 +49,7 @@ def test_something_else_in_the_way_is_not_touched(root: Path, other: str) -> Non
     else:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(*ZERO))
     before = path.lstat()
-    with pytest.raises(StateError, match="/dev/vfio/5: something else is there in the container"):
+    with pytest.raises(StateError, match="/dev/vfio/5: another file exists at this path in the container"):
         make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
     remove_node(str(root), "/dev/vfio/5", NULL)
     after = path.lstat()
@@ -62,9 +62,9 @@ def test_no_link_leads_out_of_the_container(root: Path, tmp_path: Path, target: 
     outside.mkdir()
     link = root / "dev" / "vfio"
     link.symlink_to(str(outside) if target == "/outside" else target)
-    with pytest.raises(StateError, match="vfio cannot be entered in the container"):
+    with pytest.raises(StateError, match="the directory vfio cannot be opened in the container"):
         make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
-    with pytest.raises(StateError, match="vfio cannot be entered in the container"):
+    with pytest.raises(StateError, match="the directory vfio cannot be opened in the container"):
         write_file(str(root), "/dev/vfio/map", "text")
     remove_node(str(root), "/dev/vfio/5", NULL)
     assert list(outside.iterdir()) == []
@@ -97,7 +97,7 @@ def test_a_node_is_made_without_opening_its_device(root: Path) -> None:
 
 def test_a_file_in_the_place_of_a_directory_is_named(root: Path) -> None:
     (root / "dev/vfio").write_text("")
-    with pytest.raises(StateError, match=r"^/dev/vfio/5: vfio cannot be entered in the container: Not a directory"):
+    with pytest.raises(StateError, match=r"^/dev/vfio/5: the directory vfio cannot be opened in the container: Not a "):
         make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
 
 
@@ -108,7 +108,7 @@ def test_nothing_is_made_for_a_node_that_is_removed(root: Path) -> None:
 
 def test_a_directory_is_not_replaced_by_a_file(root: Path) -> None:
     (root / "dev/hawse/devices.json").mkdir(parents=True)
-    with pytest.raises(StateError, match=r"^/dev/hawse/devices\.json: the file cannot be made in the container: "):
+    with pytest.raises(StateError, match=r"^/dev/hawse/devices\.json: the file cannot be created in the container: "):
         write_file(str(root), "/dev/hawse/devices.json", "text")
 
 
@@ -128,7 +128,7 @@ def test_bind_that_fails_leaves_nothing(root: Path) -> None:
         bind_node(str(root), "/dev/vfio/5", NULL, refuse)
     assert os.listdir(root / "dev" / "vfio") == []
     (root / "dev" / "vfio" / "5").write_text("mine")
-    with pytest.raises(StateError, match="something else is there"):
+    with pytest.raises(StateError, match="another file exists at this path"):
         bind_node(str(root), "/dev/vfio/5", NULL, lambda _place: None)
 
 

@@ -385,7 +385,7 @@ def test_mount_of_each_type_is_made_refused_or_warned_of(said: Host, kind: str, 
     if kind in ("tmpfs", "proc", "sysfs", "fuse", "fuse.sshfs"):
         assert told == ""
     else:
-        assert told == f"mounts: the guest's kernel has no file system {kind!r}, for /x"
+        assert told == f"mounts: the guest kernel has no file system {kind!r}, for /x"
 
 
 @pytest.mark.parametrize(
