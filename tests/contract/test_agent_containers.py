@@ -196,7 +196,7 @@ def test_interfaces_of_devices_move_to_the_network_namespace_of_the_container(
     params: dict[str, Any] = {"container": "c1", "process": 1, "descriptors": [], "joins": {}}
     params |= {"devices": [device], "spec": {"process": shell("true"), "linux": {"namespaces": [{"type": kind}]}}}
     if fails:
-        with pytest.raises(DeviceError, match="enp3s0 cannot go to the network namespace of its container: No such"):
+        with pytest.raises(DeviceError, match="enp3s0 cannot be moved to the network namespace of its container: No"):
             agent.call("create", **params)
     else:
         agent.call("create", **params)

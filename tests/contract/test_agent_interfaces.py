@@ -106,7 +106,7 @@ def test_route_that_exists_with_its_address_is_not_an_error(guest: Namespace, ke
         ({"addresses": [{"local": "10.9.0.2", "prefix": 24}] * 2}, "interface eth0: address 10.9.0.2/24: File exists"),
         (
             {"routes": [{"family": 4, "to": "", "prefix": 0, "gateway": "10.9.9.9"}]},
-            "interface eth0: route to default/0 by way of 10.9.9.9: Network is unreachable",
+            "interface eth0: route to default/0 via 10.9.9.9: Network is unreachable",
         ),
         ({"mtu": 20}, "interface eth0: MTU 20: Invalid argument"),
     ],
@@ -206,10 +206,14 @@ def test_interfaces_move_to_the_network_namespace_of_their_container(guest: Name
         first.stdin.write(b"x")
         first.stdin.flush()
         assert first.stdout.read(1) == b"x"
-        network_namespace.within(guest.fd, lambda: guest_drivers.hand_over(functions, first.pid, root=kernel.root))
+        network_namespace.within(
+            guest.fd, lambda: guest_drivers.move_interfaces(functions, first.pid, root=kernel.root)
+        )
         assert (guest.links(), container.links()) == (["v1"], ["v0"])
-        with pytest.raises(DeviceError, match=f"^{FIRST}: v0 cannot go to the network namespace of its container: No "):
+        with pytest.raises(
+            DeviceError, match=f"^{FIRST}: v0 cannot be moved to the network namespace of its container"
+        ):
             network_namespace.within(
-                guest.fd, lambda: guest_drivers.hand_over(functions[:1], first.pid, root=kernel.root)
+                guest.fd, lambda: guest_drivers.move_interfaces(functions[:1], first.pid, root=kernel.root)
             )
         first.stdin.close()

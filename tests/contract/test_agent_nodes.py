@@ -81,7 +81,7 @@ def test_failed_creation_of_nodes_leaves_nothing(agent: Agent, container: Path) 
     create(agent, container, RULES)
     (container / "dev/vfio").mkdir()
     (container / "dev/vfio/5").write_text("the container's own")
-    with pytest.raises(StateError, match="/dev/vfio/5: something else is there"):
+    with pytest.raises(StateError, match="/dev/vfio/5: another file exists at this path"):
         agent.call("add_nodes", container="c1", nodes=[NULL, ZERO], devices=DEVICES)
     assert sorted(os.listdir(container / "dev")) == ["vfio"]
     assert (container / "dev/vfio/5").read_text() == "the container's own"

@@ -64,8 +64,8 @@ def test_path_that_a_container_has_replaced_is_refused(shared: Path, kind: str) 
     PLANTED[kind](directory / "sub")
     (directory / "real" / "file").rename(directory / "kept")
     outcome = refusal(shared, inode)
-    assert outcome.startswith("mount mount1 of the container is @/1/sub in the share: ")
-    assert outcome.endswith("[another container has replaced a part of the path; create the container again]")
+    assert outcome.startswith("mount mount1 of the container cannot be bound from @/1/sub in the share: ")
+    assert outcome.endswith("[another container may have replaced a part of the path: create the container again]")
 
 
 def refusal(shared: Path, inode: int) -> str:

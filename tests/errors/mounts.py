@@ -162,5 +162,5 @@ SITUATIONS: dict[str, Act] = {
     "A mount is of what a hypervisor shares": bundle(mounts=[{"destination": "/x", "type": "virtiofs", "source": "a"}]),
     "A mount is of a disk's file system": bundle(mounts=[{"destination": "/x", "type": "ext4", "source": "/dev/sdb1"}]),
     "A mount shows the kernel (a warning)": warned(mounts=[{"destination": "/x", "type": "debugfs", "source": "none"}]),
-    "A mount is of a file system that the guest's kernel has not": floppy,
+    "A mount needs a file system that the guest kernel does not have": floppy,
 }  # fmt: skip

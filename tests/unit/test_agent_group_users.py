@@ -77,7 +77,7 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
 
 def end(guest: Guest, *, force: bool = False, uevents: FakeUevents | None = None) -> None:
-    end_users(uevents or FakeUevents(), 6, force=force, seconds=9, root=guest.root, claim=guest.claim)
+    end_users(uevents or FakeUevents(), 6, force=force, seconds=9, root=guest.root, try_open=guest.claim)
 
 
 @pytest.mark.parametrize("node", ["dev/vfio/6", "dev/vfio/devices/vfio0"])

@@ -1,5 +1,4 @@
-"""Nodes of a container that shows the guest's own /dev: they are bound to their paths, and none of them is left
-there."""
+"""Nodes of a container that shows the guest's own /dev: bound to mount points, and nothing remains in its /dev."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 
 from hawse.agent.devices import guest_dev
-from hawse.agent.devices.bound_nodes import places, with_bound_nodes
+from hawse.agent.devices.bound_nodes import mount_points, with_bound_nodes
 from hawse.errors import StateError
 
 TMPFS = {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}
@@ -70,7 +69,7 @@ def test_nodes_of_vfio_are_in_a_directory_of_the_container(mount: dict[str, Any]
         {"destination": d["path"], "type": "bind", "source": f"/nodes/{number}", "options": OPTIONS}
         for number, d in enumerate(devices)
     ]
-    assert spec["linux"]["devices"] == places(devices, spec) == []
+    assert spec["linux"]["devices"] == mount_points(devices, spec) == []
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -120,13 +119,13 @@ def test_other_nodes_are_bound_unless_the_guest_has_them(tmp_path: Path, everyth
     spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
     spec, replaced = with_bound_nodes(spec, "/nodes", everything=everything, root=str(tmp_path))
     assert replaced == devices[0 if everything else 1 :]
-    paths = places(replaced, spec)
+    paths = mount_points(replaced, spec)
     assert paths == [device["path"] for device in replaced]
-    guest_dev.make_places(paths, root=str(tmp_path))
-    guest_dev.make_places(paths, root=str(tmp_path))
-    guest_dev.remove_places(paths, root=str(tmp_path))
+    guest_dev.create_mount_points(paths, root=str(tmp_path))
+    guest_dev.create_mount_points(paths, root=str(tmp_path))
+    guest_dev.remove_mount_points(paths, root=str(tmp_path))
     assert (tmp_path / "dev/new/one").exists(), "another container has it"
-    guest_dev.remove_places(paths, root=str(tmp_path))
+    guest_dev.remove_mount_points(paths, root=str(tmp_path))
     assert sorted(os.listdir(tmp_path / "dev")) == ["new", "other", "same"]
     assert os.listdir(tmp_path / "dev/new") == []
 
@@ -145,16 +144,16 @@ def test_node_is_the_same_by_kind_numbers_mode_and_owners(tmp_path: Path, change
 
 def test_directories_are_made_once(tmp_path: Path) -> None:
     for _ in range(2):
-        guest_dev.make_directories(["/dev/vfio", "/dev/hawse"], root=str(tmp_path))
+        guest_dev.create_directories(["/dev/vfio", "/dev/hawse"], root=str(tmp_path))
     assert sorted(os.listdir(tmp_path / "dev")) == ["hawse", "vfio"]
 
 
-def test_place_behind_a_link_is_refused(tmp_path: Path) -> None:
-    """A container that can write to the guest's /dev must not redirect the creation of files to another directory."""
+def test_mount_point_below_a_link_is_refused(tmp_path: Path) -> None:
+    """A container that can write to the guest's /dev must not have files made elsewhere."""
     (tmp_path / "dev").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "dev/link").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(StateError, match="/dev/link/node: link cannot be entered"):
-        guest_dev.make_places(["/dev/link/node"], root=str(tmp_path))
-    guest_dev.remove_places(["/dev/link/node"], root=str(tmp_path))
+    with pytest.raises(StateError, match="/dev/link/node: the directory link cannot be opened"):
+        guest_dev.create_mount_points(["/dev/link/node"], root=str(tmp_path))
+    guest_dev.remove_mount_points(["/dev/link/node"], root=str(tmp_path))
     assert os.listdir(tmp_path / "elsewhere") == []

@@ -20,21 +20,21 @@ def test_seed_has_a_minimum_size(size: int) -> None:
 
 @pytest.mark.parametrize("size", [0, 15, 513])
 def test_seed_of_another_size_is_refused(size: int) -> None:
-    with pytest.raises(VmError, match=f"^a seed of {size} bytes$"):
+    with pytest.raises(VmError, match=f"^a seed of {size} bytes; 16 to 512 are allowed$"):
         read_seed("a5" * size)
 
 
 def test_steps_are_recorded_up_to_a_limit() -> None:
-    trace.forget()
+    trace.clear()
     for number in range(300):
         trace.add(str(number), number, number + 1)
-    steps = trace.taken()
-    trace.forget()
+    steps = trace.steps()
+    trace.clear()
     assert (len(steps), steps[0], steps[-1]) == (256, step("0", 0, 1), step("255", 255, 256))
     with pytest.raises(ZeroDivisionError), trace.span("fails"):
         _ = 1 // 0
-    [last] = trace.taken()
-    trace.forget()
+    [last] = trace.steps()
+    trace.clear()
     assert (last["name"], last["began_ns"] <= last["ended_ns"]) == ("fails", True)  # type: ignore[operator]
 
 

@@ -42,8 +42,8 @@ def test_binds_with_attributes_are_found() -> None:
         {"destination": "/typed", "type": "bind", "options": ["nosuid"]}, {"destination": "/hidden", "type": "tmpfs"},
         {"destination": "/below", "type": "tmpfs"},
     ]  # fmt: skip
-    assert flags.binds({"mounts": mounts}) == {"/twice": NOEXEC, "/relative/x": NOSUID, "/typed": NOSUID}
-    assert flags.binds({}) == {}
+    assert flags.bind_attributes({"mounts": mounts}) == {"/twice": NOEXEC, "/relative/x": NOSUID, "/typed": NOSUID}
+    assert flags.bind_attributes({}) == {}
 
 
 TABLE = """\
@@ -54,8 +54,8 @@ TABLE = """\
 
 
 @pytest.mark.parametrize(("number", "kept"), [(32, NOSUID | NODEV | NOEXEC | NOATIME), (31, 0), (30, 0), (99, 0)])
-def test_attributes_of_the_covered_mount_are_read(number: int, kept: int) -> None:
-    assert flags.above(TABLE, number) == kept
+def test_attributes_of_the_mount_below_are_read(number: int, kept: int) -> None:
+    assert flags.parent_attributes(TABLE, number) == kept
 
 
 def test_attributes_are_set_only_in_the_other_mount_namespace(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_attributes_are_set_only_in_the_other_mount_namespace(tmp_path: Path) ->
             inside.stdout.readline()
             for pid in (inside.pid, os.getpid()):
                 process = os.open(f"/proc/{pid}", os.O_RDONLY)
-                flags.keep(spec, process, mapped=True)
+                flags.restore(spec, process, mapped=True)
                 os.close(process)
             options = {mount.point: mount.options for mount in mounts_of(inside.pid)}
         finally:

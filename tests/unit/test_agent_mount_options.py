@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.mounts.options import OPTIONS, adapted, settled, without_recursive
+from hawse.agent.mounts.options import OPTIONS, adapted, without_overridden, without_recursive
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))
@@ -46,7 +46,7 @@ def test_recursive_options_are_applied_last_as_in_runc(options: list[str], expec
 def test_last_of_two_contradictory_options_is_applied(options: list[str], expected: list[str]) -> None:
     spec: dict[str, Any] = {"mounts": [{"type": "tmpfs", "options": options}, {"type": "tmpfs"}]}
     assert adapted(spec)["mounts"] == [{"type": "tmpfs", "options": expected}, {"type": "tmpfs"}]
-    assert settled(expected) == expected
+    assert without_overridden(expected) == expected
 
 
 @pytest.mark.parametrize(

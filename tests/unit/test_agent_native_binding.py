@@ -79,7 +79,7 @@ def test_function_with_a_driver_is_not_probed(kernel: FakeKernel, drivers: str) 
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [(DISPLAY, "there is none for it"), (NETWORK, "e1000e, generic does not take it")],
+    [(DISPLAY, "no module matches it"), (NETWORK, "e1000e, generic did not bind to it")],
 )
 def test_function_without_a_matching_driver_is_an_error(
     kernel: FakeKernel, drivers: str, code: int, words: str
@@ -89,7 +89,7 @@ def test_function_without_a_matching_driver_is_an_error(
     kernel.attribute(ADDRESS, "modalias", f"pci:v00008086d{device_id:08X}sv00sd00bc{code >> 16:02X}sc00i00\n")
     with pytest.raises(DeviceError) as caught:
         bind(kernel, drivers)
-    assert caught.value.message == f"{ADDRESS}: no driver of the guest's kernel has it: {words}"
+    assert caught.value.message == f"{ADDRESS}: no driver of the guest kernel binds to the device: {words}"
 
 
 def test_devices_that_a_probe_creates_are_awaited(

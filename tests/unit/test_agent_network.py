@@ -24,18 +24,18 @@ def test_valid_interface_names(name: str) -> None:
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"name": ""}, "not a name"),
-        ({"name": ".."}, "not a name"),
-        ({"name": "../../etc"}, "not a name"),
-        ({"name": "eth 0"}, "not a name"),
-        ({"name": "sixteen-letters!"}, "not a name"),
-        ({"name": "ééééééééé"}, "not a name"),
-        ({"flags": 1}, "flags that are not to be set"),  # IFF_UP
-        ({"flags": -1}, "flags that are not to be set"),
-        ({"flags": "0x1000"}, "flags that are not to be set"),
+        ({"name": ""}, "not a valid name"),
+        ({"name": ".."}, "not a valid name"),
+        ({"name": "../../etc"}, "not a valid name"),
+        ({"name": "eth 0"}, "not a valid name"),
+        ({"name": "sixteen-letters!"}, "not a valid name"),
+        ({"name": "ééééééééé"}, "not a valid name"),
+        ({"flags": 1}, "flags that are not permitted"),  # IFF_UP
+        ({"flags": -1}, "flags that are not permitted"),
+        ({"flags": "0x1000"}, "flags that are not permitted"),
         ({"routes": [{}] * 1025}, "1025 routes, more than 1024"),
-        ({"settings": {"ipv6/../../kernel/core_pattern": "1"}}, "settings that are not to be made"),
-        ({"settings": {"ipv6/accept_ra": "|/bin/sh"}}, "settings that are not to be made"),
+        ({"settings": {"ipv6/../../kernel/core_pattern": "1"}}, "settings that are not permitted"),
+        ({"settings": {"ipv6/accept_ra": "|/bin/sh"}}, "settings that are not permitted"),
     ],
 )
 def test_invalid_interface_name_is_refused(other: dict[str, Any], words: str) -> None:
@@ -66,9 +66,9 @@ def test_setting_is_written_to_the_same_file_as_by_runc(tmp_path: Path, name: st
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("kernel.core_pattern", "'kernel.core_pattern' is no setting of the network"),
-        ("net/../kernel/core_pattern", "'net/../kernel/core_pattern' is no setting of the network"),
-        ("network", "'network' is no setting of the network"),
+        ("kernel.core_pattern", "'kernel.core_pattern' is not a network setting"),
+        ("net/../kernel/core_pattern", "'net/../kernel/core_pattern' is not a network setting"),
+        ("network", "'network' is not a network setting"),
         ("net.none", "net.none: the guest cannot set it: No such file or directory"),
     ],
 )
@@ -78,7 +78,7 @@ def test_setting_outside_of_the_network_is_refused(tmp_path: Path, name: str, wo
 
 
 def test_too_many_settings_are_refused() -> None:
-    with pytest.raises(VmError, match="257 settings"):
+    with pytest.raises(VmError, match="257 network settings"):
         set_sysctls({f"net.a{n}": "1" for n in range(257)})
 
 

@@ -49,7 +49,7 @@ def test_other_file_at_the_path_is_not_changed(root: Path, other: str) -> None:
     else:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(*ZERO))
     before = path.lstat()
-    with pytest.raises(StateError, match="/dev/vfio/5: something else is there in the container"):
+    with pytest.raises(StateError, match="/dev/vfio/5: another file exists at this path in the container"):
         make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
     remove_node(str(root), "/dev/vfio/5", NULL)
     after = path.lstat()
@@ -62,9 +62,9 @@ def test_symbolic_link_never_leads_out_of_the_container(root: Path, tmp_path: Pa
     outside.mkdir()
     link = root / "dev" / "vfio"
     link.symlink_to(str(outside) if target == "/outside" else target)
-    with pytest.raises(StateError, match="vfio cannot be entered in the container"):
+    with pytest.raises(StateError, match="the directory vfio cannot be opened in the container"):
         make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
-    with pytest.raises(StateError, match="vfio cannot be entered in the container"):
+    with pytest.raises(StateError, match="the directory vfio cannot be opened in the container"):
         write_file(str(root), "/dev/vfio/map", "text")
     remove_node(str(root), "/dev/vfio/5", NULL)
     assert list(outside.iterdir()) == []
@@ -97,7 +97,7 @@ def test_node_is_created_without_opening_its_device(root: Path) -> None:
 
 def test_file_instead_of_a_directory_is_named_in_the_error(root: Path) -> None:
     (root / "dev/vfio").write_text("")
-    with pytest.raises(StateError, match=r"^/dev/vfio/5: vfio cannot be entered in the container: Not a directory"):
+    with pytest.raises(StateError, match=r"^/dev/vfio/5: the directory vfio cannot be opened in the container: Not a "):
         make_node(str(root), "/dev/vfio/5", NULL, mode=0o666, uid=0, gid=0)
 
 
@@ -108,7 +108,7 @@ def test_removal_creates_no_directories(root: Path) -> None:
 
 def test_directory_is_not_replaced_by_a_file(root: Path) -> None:
     (root / "dev/hawse/devices.json").mkdir(parents=True)
-    with pytest.raises(StateError, match=r"^/dev/hawse/devices\.json: the file cannot be made in the container: "):
+    with pytest.raises(StateError, match=r"^/dev/hawse/devices\.json: the file cannot be created in the container: "):
         write_file(str(root), "/dev/hawse/devices.json", "text")
 
 
@@ -128,7 +128,7 @@ def test_failed_bind_leaves_no_files(root: Path) -> None:
         bind_node(str(root), "/dev/vfio/5", NULL, refuse)
     assert os.listdir(root / "dev" / "vfio") == []
     (root / "dev" / "vfio" / "5").write_text("mine")
-    with pytest.raises(StateError, match="something else is there"):
+    with pytest.raises(StateError, match="another file exists at this path"):
         bind_node(str(root), "/dev/vfio/5", NULL, lambda _place: None)
 
 

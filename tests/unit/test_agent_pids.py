@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hawse.agent.system.pids import _PIECE, signal_each
+from hawse.agent.system.pids import _BATCH, signal_each
 from tests.support.patience import patience
 from tests.support.reaper import run_with_reaper
 
@@ -39,7 +39,7 @@ def test_process_with_a_reused_pid_is_not_signalled(program: subprocess.Popen[by
 
 
 def test_many_processes_are_signalled_with_few_descriptors(program: subprocess.Popen[bytes]) -> None:
-    missing = [2**22 + number for number in range(2 * _PIECE)]
+    missing = [2**22 + number for number in range(2 * _BATCH)]
     signal_each(lambda: [program.pid, *missing], 15)
     assert program.wait(patience(3)) == -15
 

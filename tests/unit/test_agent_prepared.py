@@ -92,7 +92,7 @@ def test_crun_that_does_not_open_its_configuration_is_an_error(tmp_path: Path, e
     if not exists:
         os.unlink(f"{tmp_path}/prepared/config.fifo")
     words = "No such device or address" if exists else "No such file or directory"
-    with pytest.raises(VmError, match=f"^crun does not ask for its configuration: {words}$"):
+    with pytest.raises(VmError, match=f"^crun does not open its configuration: {words}$"):
         prepared.create(SPEC)
     [program] = reaper.programs.values()
     program.kill()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import hawse
-from hawse.agent.container.sessions import is_old
+from hawse.agent.container.sessions import is_before_1_20
 
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 #: Reads its configuration, forks a child with a session that forks the process, and tells who leads what.
@@ -49,7 +49,7 @@ said, tells = os.pipe()
 gate, opens = os.pipe()
 pid = reaper.spawn([sys.executable, "-I", "-S", "-c", program, fifo, "3", "4"], environment={{}},
                    descriptors={{3: tells, 4: gate}})
-sessions.hand_over(pid, fifo, "x" * 200_000, reaper)
+sessions.trace_and_write(pid, fifo, "x" * 200_000, reaper)
 code = reaper.wait(pid)
 os.write(opens, b"x")
 os.close(tells)
@@ -84,5 +84,5 @@ def test_program_that_ends_before_it_reads_is_waited_for(tmp_path: Path) -> None
         (b"", False),
     ],
 )
-def test_crun_before_1_20_needs_help(text: bytes, old: bool) -> None:
-    assert is_old(text) is old
+def test_crun_before_1_20_lacks_setsid(text: bytes, old: bool) -> None:
+    assert is_before_1_20(text) is old

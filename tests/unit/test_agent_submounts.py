@@ -39,7 +39,7 @@ def test_release_without_a_table_does_nothing(tmp_path: Path) -> None:
 def test_look_at_opens_directories_and_ignores_other_files(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "inner").mkdir()
-    submounts.look_at(str(tmp_path), ["none", "file", "inner"])
+    submounts.trigger(str(tmp_path), ["none", "file", "inner"])
 
 
 def test_look_at_follows_no_symbolic_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,5 +68,5 @@ def test_look_at_follows_no_symbolic_link(tmp_path: Path, monkeypatch: pytest.Mo
         "inner/../../outside",
         "inner/deep",
     ]
-    submounts.look_at(str(share), paths)
+    submounts.trigger(str(share), paths)
     assert opened == [f"{share}/inner/deep", str(share)]

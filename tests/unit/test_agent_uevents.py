@@ -47,7 +47,7 @@ def test_event_during_a_check_causes_another_check_at_once(uevents: Uevents) -> 
         nonlocal looks
         looks += 1
         with uevents._changed:
-            uevents._seen += 1
+            uevents._events += 1
         return looks == 100
 
     assert uevents.wait_until(look, deadline=time.monotonic() + 20)
@@ -60,7 +60,7 @@ def test_waiter_is_woken_by_an_event_of_the_kernel(uevents: Uevents) -> None:
     if not os.access(path, os.W_OK):
         pytest.skip("events cannot be made here")
     uevents.start()
-    before = uevents._seen
+    before = uevents._events
     done = threading.Event()
 
     def announce() -> None:
@@ -71,7 +71,7 @@ def test_waiter_is_woken_by_an_event_of_the_kernel(uevents: Uevents) -> None:
     source = threading.Thread(target=announce)
     source.start()
     try:
-        assert uevents.wait_until(lambda: uevents._seen >= before + 2, deadline=time.monotonic() + 20)
+        assert uevents.wait_until(lambda: uevents._events >= before + 2, deadline=time.monotonic() + 20)
     finally:
         done.set()
         source.join()

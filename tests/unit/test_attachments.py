@@ -98,7 +98,10 @@ def test_failed_command_undoes_earlier_commands(number: int, error: HawseError) 
         ({"bind_vfio": BOUND | {"group": True}}, "the guest's answer to bind_vfio is unusable: group: "),
         ({"bind_vfio": None}, "the guest's answer to bind_vfio is unusable: Expected `object`, got `null`"),
         ({"add_nodes": {}}, "the guest's answer to add_nodes is unusable: Expected `null`, got `object`"),
-        ({"add_nodes": StateError("/dev/vfio/7: something else is there")}, "something else is there"),
+        (
+            {"add_nodes": StateError("/dev/vfio/7: another file exists")},
+            "another file exists",
+        ),
         ({"add_nodes": VmError("the agent in the guest did not answer")}, "did not answer"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from hawse.errors import DeviceError, HawseError, HostError, UsageError, from_wire
 from hawse.vfio.bind import records as bindings
 from hawse.vfio.bind.bind import together
-from hawse.vfio.bind.driver_moves import plan_bind, plan_give_back
+from hawse.vfio.bind.driver_moves import plan_bind, plan_restore
 from hawse.vfio.bind.records import Record
 from hawse.vfio.bind.sysfs_writes import Outcome, Write
 from hawse.vfio.bind.targets import Target, parse_address
@@ -64,7 +64,7 @@ def test_plan_that_binds_a_function_to_vfio(driver: str, plan: list[tuple[str, s
 def test_plan_that_restores_a_function(
     now: tuple[str, str], before: tuple[str, str], plan: list[tuple[str, str]]
 ) -> None:
-    writes = plan_give_back(Target(A, 12, *now), Record(A, *before, "vfio-pci"))
+    writes = plan_restore(Target(A, 12, *now), Record(A, *before, "vfio-pci"))
     assert [(write.path.removeprefix("/sys/bus/pci/"), write.text) for write in writes] == steps(plan, A)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.devices.bound_nodes import keep_node, make_nodes, remove_nodes, with_bound_nodes
+from hawse.agent.devices.bound_nodes import create_node, create_nodes, remove_nodes, with_bound_nodes
 from hawse.agent.system.ids import Ids
 from hawse.errors import VmError
 
@@ -92,7 +92,7 @@ def test_every_entry_is_bound_in_a_user_namespace() -> None:
 def test_owners_are_mapped_and_the_directory_can_be_passed(tmp_path: Path) -> None:
     directory = str(tmp_path / "nodes" / "c1")
     ids = Ids([(0, 1000, 10)], [(0, 2000, 10)], mapped=True)
-    make_nodes([{"path": "/a", **NULL, "uid": 3, "gid": 4}, {"path": "/p", "type": "p", "uid": 10}], directory, ids)
+    create_nodes([{"path": "/a", **NULL, "uid": 3, "gid": 4}, {"path": "/p", "type": "p", "uid": 10}], directory, ids)
     statuses = [os.stat(f"{directory}/{number}") for number in (0, 1)]
     assert [(status.st_uid, status.st_gid) for status in statuses] == [(1003, 2004), (2**32 - 2, 2000)]
     assert stat.S_ISFIFO(statuses[1].st_mode)
@@ -102,7 +102,7 @@ def test_owners_are_mapped_and_the_directory_can_be_passed(tmp_path: Path) -> No
 def test_node_to_be_bound_later_is_the_latest(tmp_path: Path) -> None:
     directory = str(tmp_path / "nodes" / "c1")
     for mode, uid in ((0o600, 0), (0o640, 5)):
-        path = keep_node(directory, (1, 3), mode=mode, uid=uid, gid=6)
+        path = create_node(directory, (1, 3), mode=mode, uid=uid, gid=6)
     status = os.stat(path)
     assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid) == (0o640, 5, 6)
     assert status.st_rdev == os.makedev(1, 3)
@@ -117,7 +117,7 @@ def test_nodes_are_made_with_the_modes_and_owners_of_the_specification(tmp_path:
         {"path": "/b", "type": "b", "major": 7, "minor": 3, "fileMode": 0o640, "uid": 5, "gid": 6},
         {"path": "/c", "type": "u", "major": 1, "minor": 3, "fileMode": 0},
     ]
-    make_nodes(devices, directory)
+    create_nodes(devices, directory)
     nodes = []
     for number in range(3):
         status = os.stat(f"{directory}/{number}")
@@ -134,5 +134,5 @@ def test_nodes_are_made_with_the_modes_and_owners_of_the_specification(tmp_path:
 
 @pytest.mark.parametrize("numbers", [{"major": 2**40}, {"minor": -(2**70)}])
 def test_node_that_cannot_be_made_is_named(tmp_path: Path, numbers: dict[str, int]) -> None:
-    with pytest.raises(VmError, match=r"linux\.devices: /opt/null: the guest cannot make the node"):
-        make_nodes([{"path": "/opt/null", **NULL, **numbers}], f"{tmp_path}/nodes")
+    with pytest.raises(VmError, match=r"linux\.devices: /opt/null: the guest cannot create the node"):
+        create_nodes([{"path": "/opt/null", **NULL, **numbers}], f"{tmp_path}/nodes")

@@ -131,7 +131,7 @@ def test_no_device(guest: FakeSysfs) -> None:
 
 def test_device_without_a_matching_driver_is_an_error(guest: FakeSysfs) -> None:
     guest.function(ADDRESS, group=6, driver="")
-    with pytest.raises(DeviceError, match="refuses to bind to vfio-pci"):
+    with pytest.raises(DeviceError, match="does not bind to vfio-pci"):
         bind(guest)
     written = Path(guest.root, "sys/bus/pci/devices", ADDRESS, "driver_override").read_text()
     assert written == "vfio-pci"
@@ -167,7 +167,7 @@ def test_bus_that_finds_the_function_at_the_second_probe(
     if not words:
         assert bind(guest, seconds=20)["group"] == 6
         return
-    with pytest.raises(DeviceError, match=f"refuses to bind to vfio-pci: {words}"):
+    with pytest.raises(DeviceError, match=f"does not bind to vfio-pci: {words}"):
         bind(guest, seconds=20)
 
 
@@ -206,4 +206,4 @@ def test_abandoned_wait_does_not_touch_the_next_function(guest: FakeSysfs) -> No
     finally:
         waiting.close()
     first.join()
-    assert failures == [f"{ADDRESS}: given up, since another function is to come to the same address"]
+    assert failures == [f"{ADDRESS}: the wait was abandoned: another function will appear at the same address"]

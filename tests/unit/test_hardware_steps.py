@@ -87,7 +87,7 @@ def test_failed_write_to_a_function_is_reported_with_the_reason(kernel: FakeKern
     kernel.function(ADDRESS, group=6, driver="")
     os.unlink(f"{kernel.root}/{DEVICE}/driver_override")
     os.mkdir(f"{kernel.root}/{DEVICE}/driver_override")
-    with pytest.raises(DeviceError, match="appeared in the guest, but refuses to bind to vfio-pci: Is a directory"):
+    with pytest.raises(DeviceError, match="appeared in the guest, but does not bind to vfio-pci: Is a directory"):
         bind(kernel)
 
 

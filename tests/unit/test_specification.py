@@ -386,7 +386,7 @@ def test_mount_of_each_type_is_created_refused_or_a_warning(said: Host, kind: st
     if kind in ("tmpfs", "proc", "sysfs", "fuse", "fuse.sshfs"):
         assert messages == ""
     else:
-        assert messages == f"mounts: the guest's kernel has no file system {kind!r}, for /x"
+        assert messages == f"mounts: the guest kernel has no file system {kind!r}, for /x"
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,7 @@ def test_agent_that_violates_the_protocol(runtime: Runtime, bundle: str) -> None
         # Then nothing in the guest notices the device that QEMU has plugged.
         ("acpiphp.disable=1", "in the guest 0000:02:00.0: the device did not appear in the guest within 8 s"),
         # Without an IOMMU vfio-pci binds to no device (drivers/vfio/pci: probe failed with error -22).
-        ("intel_iommu=off", "in the guest 0000:02:00.0: appeared in the guest, but refuses to bind to vfio-pci"),
+        ("intel_iommu=off", "in the guest 0000:02:00.0: appeared in the guest, but does not bind to vfio-pci"),
     ],
 )
 def test_device_does_not_appear_in_the_guest(runtime: Runtime, bundle: str, append: str, words: str) -> None:
@@ -291,7 +291,7 @@ def mount(**fields: Any) -> dict[str, Any]:
 
 #: Changes of a specification with which the runtime in the guest fails, and the field at the start of the error.
 REFUSED_BY_THE_GUEST: dict[str, tuple[dict[str, Any], str]] = {
-    "a file system that is none": (mount(type="nofs"), "mounts: the guest's kernel has no file system 'nofs', for /x "),
+    "a file system that is none": (mount(type="nofs"), "mounts: the guest kernel has no file system 'nofs', for /x "),
     "an option that is none": (
         mount(type="tmpfs", options=["size=abc", "ro"]), "mounts: /x, type tmpfs, options size=abc,ro: ",
     ),

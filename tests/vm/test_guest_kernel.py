@@ -90,7 +90,7 @@ def test_device_without_a_driver_in_the_guest_is_refused(runtime: Runtime, tmp_p
     path = bundle(tmp_path, 7, annotations={"hawse.device-mode": "guest-kernel"})
     refused = runtime("create", "--bundle", path, "c1")
     assert refused.code == 1
-    assert "no driver of the guest's kernel has it: there is none for it" in refused.errors
+    assert "no driver of the guest kernel binds to the device: no module matches it" in refused.errors
 
 
 def test_unknown_mode_is_refused(runtime: Runtime, tmp_path: Path) -> None:

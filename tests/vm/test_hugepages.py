@@ -202,7 +202,7 @@ def test_containers_of_a_pod_share_binds_and_release_their_pages(
     middle = snapshot()
     refused = runtime("create", "--bundle", member("five", source, 4000), "five")
     assert refused.code == 1
-    words = "huge pages of 2MB [give the virtual machine more memory: vm.memory_mib in the configuration, or for a pod"
+    words = "huge pages of 2MB [give the VM more memory: set vm.memory_mib in the configuration, or for a pod"
     assert "hawse: the guest has room for " in refused.errors and f" of 4000 {words}" in refused.errors, refused
     prove_unchanged(middle)
     assert runtime.shell("pod", count_pages).output == "6\n", "exactly the reserved pages are released"

@@ -62,9 +62,7 @@ def test_container_with_more_memory_than_the_vm_of_the_pod_is_refused(runtime: R
     write(member, spec)
     unknown = runtime("run", "--bundle", member, "floppy", log=True)
     assert unknown.code == 1
-    assert (
-        "hawse: mounts: the guest's kernel has no file system 'floppyfs', for /x [image.extra_modules" in unknown.errors
-    )
+    assert "hawse: mounts: the guest kernel has no file system 'floppyfs', for /x [add the module" in unknown.errors
     refused = runtime("update", "--memory", "1g", "pod")
     assert (refused.code, runtime("update", "--memory", "800m", "pod").code) == (1, 0)
     assert "hawse: update: memory.limit: 1024 MiB are more than the virtual machine has" in refused.errors

@@ -1,4 +1,4 @@
-"""The agent's entry: PID 1 of a guest, or, with ``--link-fd N``, a process that serves a link for a test."""
+"""Entry point of the agent: PID 1 of a guest or, with ``--link-fd N``, a process that serves a link for a test."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hawse.agent.system import syscalls, trace
 
 
 def main() -> None:
-    """Serve; in a guest, end the machine with the link, whatever the cause."""
+    """Serve the link. In a guest, power off the VM when the link ends, for any reason."""
     if os.getpid() != 1:
         _serve_for_test(sys.argv[1:])
         return
     try:
         _serve_guest()
     except BaseException as error:
-        # The console is all that the host can still read; its tail is in the error that the user gets.
+        # The host can now read only the console. The user's error contains the console's last lines.
         print(f"hawse agent: {type(error).__name__}: {error}", flush=True)
     os.sync()
     syscalls.power_off()
@@ -31,12 +31,12 @@ def _serve_guest() -> None:
         boot.prepare_root()
     boot.stop_autoprobe()
     boot.raise_limits()
-    # The link's modules load while Python reads the rest of the agent, which takes as long.
+    # Load the link's modules while Python imports the rest of the agent, which takes about as long.
     with trace.span("agent loaded"):
         from hawse.agent.system.modules import Modules
 
         modules = Modules()
-        linked = modules.begin(boot.LINK_MODULES)
+        link_modules = modules.begin(boot.LINK_MODULES)
         from hawse.agent.calls.guest import Guest
         from hawse.agent.machine.network import raise_loopback
         from hawse.agent.server import Server
@@ -48,7 +48,7 @@ def _serve_guest() -> None:
     uevents = Uevents()
     uevents.start()
     with trace.span("link opened"):
-        linked.wait()
+        link_modules.wait()
         port = Port(boot.open_link())
     reaper = Reaper()
     reaper.start()
@@ -59,9 +59,9 @@ def _serve_guest() -> None:
 
 
 def _serve_for_test(arguments: list[str]) -> None:
-    """Serve without a boot; everything else is the same code.
+    """Serve without booting; everything else is the same code.
 
-    ``--link-fd N --run DIRECTORY [--crun PROGRAM] [--root DIRECTORY]``; below the root are /sys, /proc and /dev.
+    ``--link-fd N --run DIRECTORY [--crun PROGRAM] [--root DIRECTORY]``; the root contains /sys, /proc and /dev.
     """
     from hawse.agent.calls.guest import Guest
     from hawse.agent.server import Server

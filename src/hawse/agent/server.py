@@ -1,7 +1,7 @@
-"""The agent's side of the link: dispatches the host's calls, each in a thread, so that none delays another.
+"""The agent's side of the link: runs each call of the host in its own thread, so that no call delays another.
 
-A wait for hardware may take seconds. The calls are in ``docs/link.md``, and the host's side of them in
-:mod:`hawse.monitor.agent.calls`.
+For example, a wait for hardware may take seconds. ``docs/link.md`` describes the calls;
+:mod:`hawse.monitor.agent.calls` is the host's side of them.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
     from hawse.json_text import Document
 
-#: Calls with new streams: the first bytes of the process or connection may be in the very next frame.
+#: Calls that open streams: the next frame may already contain bytes of the process or connection.
 OPENS_STREAMS = ("create", "exec", "connect", "accept")
-#: Calls that are carried out before the next frame is read: the clone of a template gets an identity of its own first.
+#: Calls that finish before the next frame is read: a clone of a template gets its own identity before other calls.
 _IN_ORDER = ("wake",)
 
 
 class Server:
-    """Serves one link until it closes."""
+    """Serves one link until it is closed."""
 
     def __init__(self, port: Port, guest: Guest) -> None:
         self._port = port
@@ -52,7 +52,10 @@ class Server:
         )
 
     def serve(self) -> None:
-        """Announce the agent and obey until the host closes the link. Raises :class:`LinkError` for a wrong frame."""
+        """Send the event hello, then serve calls until the host closes the link.
+
+        Raises :class:`LinkError` for an invalid frame.
+        """
         self._guest.send_event("hello", {"protocol": PROTOCOL, "kernel": os.uname().release})
         self._containers.prepare()
         for stream, kind, payload in self._port.frames():
@@ -78,7 +81,7 @@ class Server:
             frame = control.encode_result(number, self.methods[method](**params))
         except HawseError as error:
             frame = control.encode_error(number, error)
-        except Exception as error:  # a bug must reach the host as an answer, or its caller would wait for the deadline
+        except Exception as error:  # report a bug to the host, whose caller would otherwise wait until its deadline
             frame = control.encode_error(number, VmError(f"agent: {method}: {type(error).__name__}: {error}"))
         self._port.send(frame)
 
@@ -90,7 +93,7 @@ def _methods(
     processes: ProcessCalls,
     connections: ConnectionCalls,
 ) -> dict[str, Callable[..., object]]:
-    """By the names of the link's calls."""
+    """The functions that carry out the calls, by the names of the calls."""
     return {
         "wake": machine.wake,
         "settle": machine.settle,

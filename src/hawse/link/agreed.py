@@ -1,18 +1,18 @@
-"""Constants that the host and the guest have to agree on."""
+"""Constants that the host and the guest share."""
 
 from __future__ import annotations
 
-#: The version of the calls, answers and events of ``docs/link.md``.
+#: The version of the calls, replies and events in ``docs/link.md``.
 PROTOCOL = 2
-#: The name of the virtio-serial port, which the guest finds in /sys/class/virtio-ports.
+#: The name of the virtio-serial port, by which the guest finds it in /sys/class/virtio-ports.
 PORT_NAME = "hawse.link"
 #: The agent's directory in the guest.
 RUN = "/run/hawse"
 #: The directory that the host shares.
 SHARE = f"{RUN}/share"
-#: Binds of files below a directory that is shared for another mount: ``<container>/<share>``.
+#: Binds of files below a directory that is already shared for another mount: ``<container>/<share>``.
 BINDS = f"{RUN}/binds"
-#: Sockets that stand for sockets of the host: ``<container>/<share>``.
+#: Sockets that represent sockets of the host: ``<container>/<share>``.
 SOCKETS = f"{RUN}/sockets"
 #: Sockets for notifications (sd_notify(3)): ``<container>/notify.sock``.
 NOTIFY = f"{RUN}/notify"

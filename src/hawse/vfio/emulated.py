@@ -16,7 +16,7 @@ from hawse.errors import ConfigError
 from hawse.vfio import sysfs
 from hawse.vfio.device_rules import is_dynamic
 
-#: Models, and whether each has an I/O BAR: those that QEMU 7.2 or 10.0 has, tested with vfio-pci in a guest.
+#: The models of QEMU 7.2 or 10.0 that were tested with vfio-pci in a guest; True for a model with an I/O BAR.
 MODELS = {"edu": False, "e1000e": True, "e1000": True, "igb": True, "nvme": False, "pci-testdev": True}
 _MAX_FUNCTIONS = 8
 _PATH = re.compile(r"/dev/vfio/(devices/vfio)?(\d{1,9})")
@@ -88,7 +88,7 @@ def _numbers(path: str) -> tuple[int, int] | None:
 
 
 def _driver(major: int, root: str) -> str:
-    """The driver that has a major of character devices on the host, "" for none (proc(5), /proc/devices)."""
+    """The driver of a character device major on the host, "" for none (proc(5), /proc/devices)."""
     try:
         with open(f"{root}/proc/devices", encoding="utf-8", errors="surrogateescape") as file:
             characters = file.read().partition("Block devices:")[0]

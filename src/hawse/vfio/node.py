@@ -1,4 +1,4 @@
-"""A VFIO node of a container, from its specification on the host to its place in the guest."""
+"""A VFIO node of a container: its path and numbers in the specification, on the host and in the guest."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ CONTAINER_NUMBERS = (10, 196)
 
 
 class VfioNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A node of VFIO: of a group, of a function's device file, or one of the two that belong to no group.
+    """A VFIO node: of a group, of a function's device file, or one of the two that do not belong to a group.
 
-    ``path`` is where the container asks for it, ``major`` and ``minor`` are the specification's numbers, which are
-    those of the host. ``host_group`` is None for /dev/vfio/vfio and /dev/iommu. ``is_file``: the node is of the device
-    file interface: /dev/iommu, or the device file of ``function``, which is the function's address on the host ("" for
-    an emulated one). ``device`` is QEMU's id of that function.
+    ``path`` is the node's path in the container; ``major`` and ``minor`` are the specification's numbers, which are the
+    host's. ``host_group`` is None for /dev/vfio/vfio and /dev/iommu. ``is_file``: the node belongs to the device file
+    interface: /dev/iommu, or the device file of ``function``, the function's address on the host ("" for an emulated
+    function). ``device`` is QEMU's id of that function.
 
-    The other fields are known once the guest has bound the group: its group there, and the path and the numbers of the
-    node there. Numbers of None: the guest's kernel has no device files.
+    The other fields are set when the guest has bound the group: the group's number in the guest, and the node's path
+    and numbers in the guest. The numbers remain None if the guest kernel does not support device files.
     """
 
     path: str
@@ -46,12 +46,12 @@ def container_node() -> VfioNode:
 
 
 def group_node(group: int, *, path: str = "", major: int = 0, minor: int | None = None) -> VfioNode:
-    """The node of a group; without numbers it has those that no rule names: an unbound group has no node yet."""
+    """The node of a group. Without ``minor``, the numbers match no rule: an unbound group does not have a node yet."""
     return VfioNode(
         path=path or f"/dev/vfio/{group}", major=major, minor=group if minor is None else minor, host_group=group
     )
 
 
 def file_node(group: int | None, *, path: str, major: int, minor: int, function: str = "") -> VfioNode:
-    """/dev/iommu, for the group None, or the device file of a function."""
+    """The node of /dev/iommu if ``group`` is None, else that of a function's device file."""
     return VfioNode(path=path, major=major, minor=minor, host_group=group, is_file=True, function=function)

@@ -16,7 +16,7 @@ from hawse.vfio.node import CONTAINER_NUMBERS, CONTAINER_PATH, IOMMU_PATH, VfioN
 
 Group = HostGroup | EmulatedGroup
 _GROUP_PATH = re.compile(r"/dev/vfio/(\d{1,9})")
-#: Names of the kernel's for a group's node and for a device file.
+#: The kernel's names for a group's node and for a device file.
 _BOUND, _DEVICE_FILE = re.compile(r"vfio/(\d+)"), re.compile(r"vfio-dev/vfio\d+")
 
 
@@ -57,17 +57,17 @@ def find_request(
     Raises :class:`DeviceError` for a node of a group that does not exist, or of an interface that cannot be passed.
     """
     host = _Host(emulated, managed, root)
-    found = [node for device in devices if device.type in ("c", "u") and (node := host.find(device)) is not None]
+    nodes = [node for device in devices if device.type in ("c", "u") and (node := host.find(device)) is not None]
     return Request(
-        tuple(node for node in found if not node.is_file),
+        tuple(node for node in nodes if not node.is_file),
         tuple(host.groups.values()),
-        tuple(node for node in found if node.is_file),
+        tuple(node for node in nodes if node.is_file),
     )
 
 
 @dataclass(frozen=True)
 class _Host:
-    """The host's answers about nodes; ``root`` has /sys, /proc and /dev. ``groups`` are those of the nodes so far."""
+    """Finds nodes on the host; ``root`` contains /sys, /proc and /dev. ``groups`` are the groups found so far."""
 
     emulated: Mapping[int, EmulatedGroup]
     managed: bool
@@ -75,7 +75,7 @@ class _Host:
     groups: dict[int, Group] = field(default_factory=dict)
 
     def find(self, device: Device) -> VfioNode | None:
-        """The VFIO node that an entry is, None for another device. Raises :class:`DeviceError`."""
+        """The VFIO node of an entry of linux.devices; None for another device. Raises :class:`DeviceError`."""
         path, major, minor = device.path, device.major or 0, device.minor or 0
         if self.emulated and (match := find(path, major, minor, self.emulated, root=self.root)):
             number, is_file = match
@@ -99,7 +99,7 @@ class _Host:
         return None
 
     def _read(self, number: int) -> int:
-        """Add a group of the host to the groups; its number. Raises :class:`DeviceError`."""
+        """Add a group of the host to ``groups``. Returns its number. Raises :class:`DeviceError`."""
         if number not in self.groups:
             self.groups[number] = read_group(number, root=self.root)
         return number

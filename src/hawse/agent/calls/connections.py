@@ -1,6 +1,6 @@
-"""Calls about connections between the host and the guest, in both directions.
+"""Calls for connections between the host and the guest, in both directions.
 
-Most guests never have one: the modules are imported when the first is asked for.
+Most guests need no connection, so the modules are imported for the first one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ConnectionCalls:
-    """Connections that the host asks for, and connections of containers that the host accepts."""
+    """Connections that the host requests, and connections of containers that the host accepts."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
@@ -30,7 +30,7 @@ class ConnectionCalls:
         self._name_servers: NameServers | None = None
 
     def connect(self, *, process: int, port: int) -> None:
-        """Connect to a port of the loopback for the host, which chose the number of the connection."""
+        """Connect to a port of the guest's loopback. The host has chosen the connection's number, ``process``."""
         try:
             self._forwarding().connect(
                 process, self._guest.streams.of(process), port=port, ended=partial(self._end, process)
@@ -40,12 +40,12 @@ class ConnectionCalls:
             raise
 
     def disconnect(self, *, process: int) -> None:
-        """The host's side of a connection is gone."""
+        """Close a connection whose side on the host is closed."""
         if self._forwards is not None:
             self._forwards.disconnect(process)
 
     def accept(self, *, process: int, connection: int) -> None:
-        """Forward a connection that was announced: the host has connected to its socket or server for it."""
+        """Forward an announced connection: the host has connected to the socket or server that it is for."""
         try:
             accepted, release = self._announcing().take(connection)
         except BaseException:
@@ -59,11 +59,11 @@ class ConnectionCalls:
         self._forwarding().serve(process, self._guest.streams.of(process), accepted, ended=ended)
 
     def refuse(self, *, connection: int) -> None:
-        """Close a connection that was announced: the host cannot connect."""
+        """Close an announced connection, because the host cannot connect to its socket or server."""
         self._announcing().refuse(connection)
 
     def serve_names(self, *, servers: list[str]) -> None:
-        """Listen for name queries for these servers."""
+        """Listen for name queries to these servers."""
         from hawse.agent.streams.name_servers import NameServers
 
         announced = self._announcing()
@@ -72,7 +72,7 @@ class ConnectionCalls:
         self._name_servers.serve(servers=servers)
 
     def listen(self, container: str, sockets: list[tuple[str, int, int, int]]) -> None:
-        """Create the sockets of a container that stand for sockets of the host: name, mode, uid and gid of each."""
+        """Create a container's sockets for sockets of the host. ``sockets`` are name, mode, uid and gid of each."""
         from hawse.agent.streams.host_sockets import HostSockets
 
         announced = self._announcing()

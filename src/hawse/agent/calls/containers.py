@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ContainerCalls:
-    """One container is created and deleted in turn, and different ones at the same time."""
+    """Creates and deletes containers: calls for the same container run one at a time, those for others concurrently."""
 
     def __init__(self, guest: Guest, containers: Containers, connections: ConnectionCalls) -> None:
         self._guest = guest
@@ -38,14 +38,14 @@ class ContainerCalls:
         self._prepared: Prepared | None = None
 
     def prepare(self) -> None:
-        """Start the crun that waits for the first container (:mod:`hawse.agent.container.prepared`)."""
+        """Start the prepared crun for the first container (:mod:`hawse.agent.container.prepared`)."""
         guest = self._guest
         self._prepared = Prepared(
             directory=f"{guest.run}/prepared", reaper=guest.reaper, program=guest.crun_program, root=guest.crun_root
         )
 
     def settle(self) -> None:
-        """Wait until that crun waits: a template is about to be saved."""
+        """Wait until the prepared crun waits for its configuration, before a template is saved."""
         if self._prepared is not None:
             self._prepared.settle()
 
@@ -55,16 +55,18 @@ class ContainerCalls:
     ) -> None:  # fmt: skip
         """Create a container whose first process waits for :meth:`start`.
 
-        ``devices`` is the content of the container's file of devices. ``joins`` are containers, by the kind of their
-        namespace that this one joins. ``notify``: the host takes its notifications (sd_notify(3)). ``binds`` are those
-        of :func:`hawse.agent.mounts.subpaths.bind`; ``sockets`` those of :meth:`ConnectionCalls.listen`.
+        ``devices`` is the content of the container's device map, DEVICES_FILE. ``joins`` names the container for each
+        kind of namespace that this container joins. ``notify``: the host receives the container's notifications
+        (sd_notify(3)). ``binds`` are those of :func:`hawse.agent.mounts.subpaths.bind`, and ``sockets`` are those of
+        :meth:`ConnectionCalls.listen`.
         """
         with self._turns.setdefault(container, threading.Lock()), ExitStack() as undo, ExitStack() as during:
             undo.callback(self._guest.streams.abandon, process)
             if sockets:
                 undo.callback(self._connections.close, container)
-                given = [(each["name"], each["mode"], each["uid"], each["gid"]) for each in sockets]
-                self._connections.listen(container, given)
+                self._connections.listen(
+                    container, [(each["name"], each["mode"], each["uid"], each["gid"]) for each in sockets]
+                )
             if binds:
                 self._bind(container, binds, during)
             namespaces, ids = self._join(container, joins, during)
@@ -81,10 +83,10 @@ class ContainerCalls:
         self._containers.find(container).start()
 
     def delete(self, *, container: str) -> None:
-        """End a container's processes and remove everything of it, also what the guest knows of its files.
+        """Kill a container's processes and remove its resources, including the guest's inodes of its files.
 
-        If it is still being created, wait for that first: the host has given the creation up and knows of nothing that
-        it leaves.
+        If the container is still being created, this first waits for that: the host has abandoned the creation, and
+        would not remove what it leaves behind.
         """
         with self._turns.setdefault(container, threading.Lock()):
             self._turns.pop(container, None)
@@ -96,7 +98,7 @@ class ContainerCalls:
         self._guest.drop_inodes()
 
     def _bind(self, container: str, binds: Sequence[Document], during: ExitStack) -> None:
-        from hawse.agent.mounts import subpaths  # here, since most guests never need it
+        from hawse.agent.mounts import subpaths  # imported here, because most guests do not need it
 
         directory = f"{self._guest.run}/binds/{container}"
         during.callback(subpaths.unbind, directory)
@@ -107,7 +109,7 @@ class ContainerCalls:
     def _join(self, container: str, joins: Mapping[str, str], during: ExitStack) -> tuple[list[Document], Ids | None]:
         """Entries of ``linux.namespaces`` for namespaces of other containers, and the ids of a joined user namespace.
 
-        crun opens each again by a descriptor of this process, which ``during`` keeps open.
+        crun opens each namespace by the path of a descriptor of this process, which ``during`` keeps open.
         """
         entries: list[Document] = []
         ids = None
@@ -123,7 +125,7 @@ class ContainerCalls:
         return entries, ids
 
     def _adapted(self, container: str, spec: Document, devices: Sequence[Document]) -> Document:
-        """The specification as this guest's kernel and crun can carry it out; its directory exists afterwards."""
+        """The specification, adapted to the guest's kernel and crun. Also creates the container's directory."""
         guest = self._guest
         spec = hugepages.without_unknown_limits(spec, directory=guest.root + hugepages.SYSFS)
         spec = mount_options.adapted(spec)
@@ -139,7 +141,7 @@ class ContainerCalls:
         guest, directory = self._guest, self._directory(container)
         stdio = guest.streams.of(process)
         prepared = None
-        # Hooks would be told the name of the crun that waits, and it has stdio alone.
+        # The prepared crun passes its own name for the container to hooks, and has no descriptors except stdio.
         if not (spec["process"].get("terminal") or spec.get("hooks") or stdio.directions != STDIO):
             prepared, self._prepared = self._prepared, None
         created = Container(
@@ -150,17 +152,17 @@ class ContainerCalls:
                 created.serve_notifications(f"{guest.run}/notify/{container}", partial(self._report, container))
             first = created.create(stdio)
             if {"type": "network"} in spec.get("linux", {}).get("namespaces", ()):
-                from hawse.agent.devices import guest_drivers  # here, since most guests never need it
+                from hawse.agent.devices import guest_drivers  # imported here, because most guests do not need it
 
                 with first.held(f"container {container} has ended") as pid:
-                    guest_drivers.hand_over(devices, pid, root=guest.root)
+                    guest_drivers.move_interfaces(devices, pid, root=guest.root)
             self._containers.add(created, first)
         except BaseException:
             created.remove()
             raise
 
     def _directory(self, container: str) -> str:
-        """Its bundle and crun's files."""
+        """The directory of a container's bundle and of crun's files."""
         return f"{self._guest.run}/containers/{container}"
 
     def _report(self, container: str, text: str) -> None:

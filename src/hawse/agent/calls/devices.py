@@ -1,4 +1,4 @@
-"""Calls about devices: bind a function that the host plugs, report what it is in the guest, and change a container's
+"""Calls for devices: bind a function that the host plugs, report its numbers in the guest, change a container's
 nodes."""
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 
 class DeviceCalls:
-    """The modules of disks and of the guest's own drivers are imported when they are needed: most guests never do."""
+    """Carries out the calls for devices. Modules for disks and guest drivers are imported when needed."""
 
     def __init__(self, guest: Guest, containers: Containers) -> None:
         self._guest = guest
         self._containers = containers
 
     def bind_vfio(self, *, address: str, seconds: float) -> dict[str, object]:
-        """Wait for a function and bind it to vfio-pci: its group, its node's numbers, its device file."""
+        """Wait for a function and bind it to vfio-pci. Returns its group, the node's numbers, and its device file."""
         guest = self._guest
         with trace.span(f"VFIO modules loaded for {address}"):
             guest.load(VFIO_MODULES)
         return hardware.bind_vfio(guest.uevents, address, seconds=seconds, root=guest.root)
 
     def rescan_bridge(self, *, address: str) -> None:
-        """Remove the bridge of a function and rescan: its windows are sized for all that is behind it."""
+        """Remove the bridge of a function and rescan, so that the bridge's windows fit all devices behind it."""
         with trace.span(f"bridge of {address} rescanned"):
             hardware.rescan_bridge(address, root=self._guest.root)
 
     def bind_disk(self, *, address: str, seconds: float) -> dict[str, int]:
-        """Wait for a function of virtio-blk and its disk; the numbers of its node."""
+        """Wait for a virtio-blk function and its disk. Returns the numbers of the disk's node."""
         from hawse.agent.devices import disks
 
         guest = self._guest
@@ -43,13 +43,13 @@ class DeviceCalls:
             return disks.bind_disk(guest.uevents, address, seconds=seconds, root=guest.root)
 
     def misc_numbers(self, *, names: list[str]) -> list[dict[str, int] | None]:
-        """The numbers of misc devices, None for one that the guest's kernel does not have."""
+        """The numbers of misc devices, None for each that the guest kernel does not have."""
         from hawse.agent.devices import disks
 
         return [disks.misc_numbers(name, root=self._guest.root) for name in names]
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> Document:
-        """Wait for a function and bind it to the guest's own driver, whose module the container's share has."""
+        """Wait for a function and bind it to a guest driver, whose module is in the container's share."""
         from hawse.agent.devices import guest_drivers
 
         guest = self._guest
@@ -57,19 +57,20 @@ class DeviceCalls:
         return guest_drivers.bind_native(guest.uevents, address, drivers=drivers, seconds=seconds, root=guest.root)
 
     def add_nodes(self, *, container: str, nodes: list[Document], devices: list[Document]) -> None:
-        """Create nodes in a running container, with modes and owners, and replace its file of devices."""
-        given = [(n["path"], (n["major"], n["minor"]), n["mode"], n["uid"], n["gid"]) for n in nodes]
-        self._containers.find(container).add_nodes(given, devices)
+        """Create nodes in a running container, with modes and owners, and replace its device map."""
+        self._containers.find(container).add_nodes(
+            [(n["path"], (n["major"], n["minor"]), n["mode"], n["uid"], n["gid"]) for n in nodes], devices
+        )
 
     def remove_nodes(
         self, *, container: str, nodes: list[Document], group: int | None, force: bool, seconds: float,
         devices: list[Document],
     ) -> None:  # fmt: skip
-        """Remove nodes of a group from a container when nobody has the group open; a group of None may stay open."""
+        """Remove nodes from a container. The group must not be in use, unless it is None; ``force`` kills its users."""
         owner = self._containers.find(container)
         self._end_users(group, force=force, seconds=seconds)
         owner.remove_nodes([(node["path"], (node["major"], node["minor"])) for node in nodes], devices)
-        # A process that opened it between the two would block the guest's only queue for hotplug.
+        # A process that has opened the group since the first check would block the guest's only hotplug queue.
         self._end_users(group, force=force, seconds=seconds)
 
     def _end_users(self, group: int | None, *, force: bool, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What the agent's calls share: the guest's directories and kernel, crun, the link, and the streams of processes."""
+"""The state that the agent's calls share: the guest's directories and kernel, crun, the link, and process streams."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 
 class Guest:
-    """``run`` is the agent's directory, and ``root`` has /sys, /proc and /dev. ``load`` loads kernel modules by their
-    names, and ``mount`` mounts shared directories. ``autoload`` offers modules to the kernel, None for no modules.
+    """The shared state. ``run`` is the agent's directory; ``root`` contains /sys, /proc and /dev.
+
+    ``load`` loads kernel modules by their names, and ``mount`` mounts shared directories. ``autoload`` lets the kernel
+    load modules from the share; it is None if the share has no modules.
     """
 
     def __init__(
@@ -59,7 +61,7 @@ class Guest:
 
     @property
     def share(self) -> str:
-        """Where the directory is mounted that the host shares."""
+        """The mount point of the directory that the host shares."""
         return f"{self.run}/share"
 
     @property
@@ -73,26 +75,26 @@ class Guest:
         return self._program
 
     def crun(self, directory: str) -> Crun:
-        """crun, with its files in a directory."""
+        """A crun runner that keeps its files in ``directory``."""
         return Crun(self.reaper, directory=directory, program=self._program, root=self.crun_root)
 
     def send_event(self, name: str, fields: Document) -> None:
-        """Send an event to the host. Raises :class:`LinkError` if the host has gone, and this VM with it."""
+        """Send an event to the host. Raises :class:`LinkError` if the host has closed the link, which ends this VM."""
         self._port.send(control.encode_event(name, fields))
 
     def report(self, name: str, fields: Document) -> None:
-        """As :meth:`send_event`, where nothing is left to do if the host has gone."""
+        """Like :meth:`send_event`, but ignore a closed link."""
         with suppress(LinkError):
             self.send_event(name, fields)
 
     def drop_inodes(self) -> None:
-        """Forget the inodes of the share: the host keeps a file open for as long as the guest knows it."""
+        """Drop the guest's cached inodes: while an inode is cached, the host keeps its file of the share open."""
         with open(f"{self.root}/proc/sys/vm/drop_caches", "w") as file:
             file.write("2")
 
 
 class Streams:
-    """The streams of processes and connections, by the numbers that the host chose, in ascending order."""
+    """The streams of processes and connections, by their numbers, which the host chooses in ascending order."""
 
     def __init__(self, port: Port) -> None:
         self._port = port
@@ -101,7 +103,7 @@ class Streams:
         self._lock = threading.Lock()
 
     def open(self, process: int, descriptors: object) -> None:
-        """Begin the streams of a process. Raises :class:`LinkError` for a number that was used before."""
+        """Open the streams of a process. Raises :class:`LinkError` for a number that was used before."""
         with self._lock:
             if process <= self._newest:
                 raise LinkError(f"link: process number {process} was used before")
@@ -109,24 +111,24 @@ class Streams:
             self._open[process] = Stdio(self._port, process, directions(descriptors))
 
     def of(self, process: int) -> Stdio:
-        """The streams of a process that the host has asked for. Raises KeyError."""
+        """The streams of a process. Raises KeyError if the host has not opened them."""
         return self._open[process]
 
     def end(self, process: int) -> Stdio | None:
-        """Forget the streams of a process that has ended; they are returned once."""
+        """Remove the streams of a process that has ended. Returns them on the first call, then None."""
         return self._open.pop(process, None)
 
     def abandon(self, process: int) -> None:
-        """End the streams of a process that was not created."""
+        """Close the streams of a process that was not created."""
         if stdio := self.end(process):
             stdio.abandon()
 
     def receive(self, stream: int, kind: int, payload: bytes) -> None:
-        """Take a frame of a stream. Raises :class:`LinkError` if it breaks a rule; frames after the end are ignored."""
+        """Handle a frame of a stream; ignore frames after the end. Raises :class:`LinkError` for an invalid frame."""
         stdio = self._open.get(stream // STREAMS)
         if stdio is None:
             if 0 < stream // STREAMS <= self._newest:
-                return  # it was sent before the host knew that the process had ended
+                return  # the host sent it before it received the event that the process has ended
             raise LinkError(f"link: frame for the unknown stream {stream}")
         number = stream % STREAMS
         if kind == CREDIT:

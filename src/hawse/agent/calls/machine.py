@@ -1,4 +1,4 @@
-"""Calls about the VM: its identity, the shared directory, huge pages, memory and network."""
+"""Calls for the VM: its identity, the shared directory, huge pages, memory and network."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ if TYPE_CHECKING:
 
     from hawse.json_text import Document
 
-#: cache=mmap lets programs map files shared and writable; msize is the largest that QEMU's ring takes at once.
-#: directio, which Linux 6.1 ignores: from 6.8 on, the page cache returns zeros for bytes that the host appended to a
-#: file after the guest had read its size (zero_point, fs/netfs/buffered_read.c). access=user: the host learns who
-#: creates a file, and gives it to that user.
+#: cache=mmap lets programs map files shared and writable. msize is the largest size that QEMU's ring accepts. Linux 6.1
+#: ignores directio; since 6.8, without directio the page cache returns zeros for bytes that the host appended to a file
+#: after the guest had read its size (zero_point, fs/netfs/buffered_read.c). access=user reports the user who creates a
+#: file to the host, which makes that user the file's owner.
 _9P_OPTIONS = "trans=virtio,version=9p2000.L,cache=mmap,directio,access=user,msize=512000"
 
 
 class MachineCalls:
-    """``settle_crun`` waits until the crun that waits for the first container needs nothing more."""
+    """``settle_crun`` waits until the prepared crun is ready for a template (:meth:`ContainerCalls.settle`)."""
 
     def __init__(self, guest: Guest, settle_crun: Callable[[], None]) -> None:
         self._guest = guest
         self._settle_crun = settle_crun
 
     def wake(self, *, seed: str, time_ns: int) -> dict[str, int]:
-        """Take the host's random seed and time; the guest's clock."""
+        """Apply the host's random seed and time. Returns the guest's clock."""
         return identity.wake(seed=seed, time_ns=time_ns)
 
     def settle(self) -> None:
-        """Load everything that a container may need, and collect garbage: the VM is about to be saved."""
+        """Load everything that a container may need, and collect garbage, before the VM is saved as a template."""
         for names in (*SHARE_MODULES.values(), VFIO_MODULES, network.MODULES):
             self._guest.load(names)
         self._settle_crun()
-        self._guest.crun(self._guest.run).leaves_sessions()
+        self._guest.crun(self._guest.run).exec_lacks_setsid()
         gc.collect()
         os.sync()
-        trace.forget()
+        trace.clear()
 
     def trace(self) -> list[dict[str, object]]:
-        """The steps so far."""
-        return trace.taken()
+        """The steps of the agent so far."""
+        return trace.steps()
 
     def mount_share(
         self,
@@ -66,10 +66,11 @@ class MachineCalls:
         modules: str,
         load: list[str],
     ) -> None:
-        """Mount the directory that the host shares, kind "virtiofs" or "9p", once its device has appeared.
+        """Wait for the share's device, and mount the shared directory. ``kind`` is "virtiofs" or "9p".
 
-        ``protected`` are the host's settings fs.protected_*: this kernel decides what may be done with shared files.
-        ``modules`` is a directory in it, of modules for the guest's kernel; those of the names ``load`` are loaded now.
+        ``protected`` are the host's sysctls fs.protected_*, which the guest kernel then applies to shared files.
+        ``modules`` is a directory of the share with modules for the guest kernel; those named in ``load`` are loaded
+        now.
         """
         guest = self._guest
         guest.share_kind = kind
@@ -89,7 +90,10 @@ class MachineCalls:
                 guest.autoload.require(load)
 
     def _mount(self, kind: str, tag: str, deadline: float) -> None:
-        """The driver's link appears before its probe has found the share: until then there is no share of that tag."""
+        """Mount the share; retry until the deadline, because the tag is unknown until the driver's probe has finished.
+
+        The driver link appears earlier, at the start of the probe.
+        """
         guest, options = self._guest, _9P_OPTIONS if kind == "9p" else ""
 
         def mounted() -> bool:
@@ -105,11 +109,11 @@ class MachineCalls:
             continue
 
     def look_at_mounts(self, *, paths: list[str]) -> None:
-        """Open directories of the share, so that the file systems that are there are mounted."""
-        submounts.look_at(self._guest.share, paths)
+        """Open directories of the share, so that the kernel mounts the file systems at these directories."""
+        submounts.trigger(self._guest.share, paths)
 
     def forget_mounts(self, *, paths: list[str]) -> None:
-        """Unmount what was mounted at and below directories of the share."""
+        """Unmount all file systems at and below directories of the share."""
         for path in paths:
             submounts.release(f"{self._guest.share}/{path}", mountinfo=self._guest.mountinfo)
         self._guest.drop_inodes()
@@ -120,7 +124,7 @@ class MachineCalls:
         network.configure(self._guest.uevents, interfaces, seconds=seconds, root=self._guest.root)
 
     def set_sysctls(self, *, values: dict[str, str]) -> None:
-        """Set settings of the network."""
+        """Set network sysctls."""
         network.set_sysctls(values, root=self._guest.root)
 
     def reserve_hugepages(self, *, kib: int, count: int) -> None:
@@ -128,11 +132,11 @@ class MachineCalls:
         hugepages.reserve(kib=kib, count=count, directory=self._guest.root + hugepages.SYSFS)
 
     def share_hugepages(self, *, name: str, kib: int, mode: int, uid: int, gid: int) -> None:
-        """Mount a file system of huge pages for the containers that are bound to it."""
+        """Mount a hugetlbfs, which containers then bind."""
         hugepages.share(name=name, kib=kib, mode=mode, uid=uid, gid=gid, run=self._guest.run)
 
     def share_memory(self, *, name: str, size: int) -> None:
-        """Mount a tmpfs of ``size`` bytes for the containers that are bound to it."""
+        """Mount a tmpfs of ``size`` bytes, which containers then bind."""
         target = f"{self._guest.run}/shm/{name}"
         try:
             os.makedirs(target)

@@ -1,4 +1,4 @@
-"""Calls about the processes of containers, and about the cgroup that holds them."""
+"""Calls for the processes of containers and for their cgroups."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class ProcessCalls:
-    """Each call names the container, and a process by the number that the host chose for it."""
+    """Carries out the calls for processes. Each names the container, and a process by the host's number for it."""
 
     def __init__(self, guest: Guest, containers: Containers) -> None:
         self._guest = guest
         self._containers = containers
 
     def execute(self, *, container: str, process: int, spec: Document) -> None:
-        """Run one more process in a running container. ``spec`` is the ``process`` of config.json."""
+        """Run an additional process in a running container. ``spec`` is the ``process`` of config.json."""
         streams = self._guest.streams
         try:
             executed = self._containers.find(container).execute(process, spec, streams.of(process))
@@ -29,7 +29,7 @@ class ProcessCalls:
         self._containers.watch(container, executed)
 
     def signal(self, *, container: str, process: int, signal: int, everyone: bool) -> None:
-        """Signal one process, or everyone in the container."""
+        """Send a signal to one process, or with ``everyone`` to all processes of the container."""
         if everyone:
             self._containers.find(container).signal_all(signal)
         else:
@@ -50,10 +50,10 @@ class ProcessCalls:
         self._containers.find(container).update(resources)
 
     def statistics(self, *, container: str) -> dict[str, str]:
-        """The files of a container's cgroup that say what it has used, by name."""
+        """The files of a container's cgroup that report its usage, by name."""
         return self._containers.find(container).cgroup.statistics()
 
     def listing(self, *, container: str) -> list[dict[str, object]]:
-        """A container's processes."""
+        """The processes of a container."""
         members = self._containers.find(container).cgroup.members()
         return process_table.listing(members, proc=f"{self._guest.root}/proc")

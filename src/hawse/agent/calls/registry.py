@@ -1,4 +1,4 @@
-"""The containers of the guest by their names, and what the host is told about them while they run."""
+"""The containers of the guest by their names, and the events that report their state to the host."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hawse.errors import LinkError, NotFoundError
 
 
 class Containers:
-    """A container is in it from its creation until it is deleted."""
+    """All containers from their creation until their deletion."""
 
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._by_name: dict[str, Container] = {}
 
     def find(self, name: str) -> Container:
-        """A container. Raises :class:`NotFoundError`."""
+        """The container with this name. Raises :class:`NotFoundError`."""
         try:
             return self._by_name[name]
         except KeyError:
@@ -34,13 +34,13 @@ class Containers:
             raise NotFoundError(f"container {name} has no process {number}: no such process") from None
 
     def add(self, container: Container, first: Process) -> None:
-        """Add a container that has been created, and report when its first process ends and when it lacks memory."""
+        """Add a created container. Report its OOM kills, and the end of its first process."""
         container.cgroup.watch_oom(lambda kills: self._report_oom(container.name, kills))
         self._by_name[container.name] = container
         self.watch(container.name, first)
 
     def remove(self, name: str) -> None:
-        """End a container and forget it. Raises :class:`NotFoundError`."""
+        """Kill and remove a container. Raises :class:`NotFoundError`."""
         self.find(name).remove()
         del self._by_name[name]
 
@@ -52,7 +52,7 @@ class Containers:
         code = process.wait()
         try:
             if container := self._by_name.get(name):
-                # Before the exit: the host has to know by then why the process was killed.
+                # Report the OOM kill before the exit, so that the host knows why the process was killed.
                 self._report_oom(name, container.cgroup.oom_kills())
                 container.finish_notifications(process)
             process.stdio.finish()
@@ -60,7 +60,7 @@ class Containers:
             os.sync()
             self._guest.send_event("exit", {"process": process.number, "code": code})
         except LinkError:
-            return  # the host has gone, and this VM ends with the link
+            return  # the host has closed the link, which ends this VM
 
     def _report_oom(self, name: str, kills: int) -> None:
         if kills:

@@ -1,6 +1,6 @@
-"""A container's cgroup in the guest: who is in it, what it has used, and when the kernel has killed for memory.
+"""A container's cgroup in the guest: its processes, its usage, and the OOM kills in it.
 
-Files of Linux's Documentation/admin-guide/cgroup-v2.rst; what they mean is for the host to work out.
+The files are those of Linux Documentation/admin-guide/cgroup-v2.rst. The host parses their content.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from hawse.agent.system.pids import signal_each
 
 ROOT = "/sys/fs/cgroup"
 _SIGKILL = 9
-#: Of each file: the largest, memory.stat, has some 1500 bytes, and io.stat a line for each device.
+#: Maximum bytes to read of a file. memory.stat, the largest, has about 1500 bytes; io.stat has one line per device.
 _MAX = 16 * 1024
 _STATISTICS = (
     "cpu.stat", "memory.current", "memory.max", "memory.peak", "memory.swap.current", "memory.swap.max", "memory.stat",
@@ -23,7 +23,7 @@ _STATISTICS = (
 
 
 class Cgroup:
-    """The cgroup at a path below the root, as config.json has it."""
+    """The cgroup at ``path`` of config.json, below the root."""
 
     def __init__(self, path: str, *, root: str = ROOT) -> None:
         self._directory = f"{root}/{path.strip('/')}"
@@ -31,14 +31,14 @@ class Cgroup:
         self._end = -1
 
     def members(self) -> list[int]:
-        """The pids in it and below it."""
-        found: list[int] = []
+        """The pids in the cgroup and in the cgroups below it."""
+        pids: list[int] = []
         for directory, _, _ in os.walk(self._directory):
-            found += map(int, _read(f"{directory}/cgroup.procs").split())
-        return found
+            pids += map(int, _read(f"{directory}/cgroup.procs").split())
+        return pids
 
     def signal(self, number: int) -> None:
-        """Signal every process in it. SIGKILL is the kernel's to send: nobody escapes it by a fork."""
+        """Signal every process in the cgroup. The kernel sends SIGKILL (cgroup.kill), so that no fork escapes it."""
         if number == _SIGKILL and os.path.exists(f"{self._directory}/cgroup.kill"):
             with open(f"{self._directory}/cgroup.kill", "w") as file:
                 file.write("1")
@@ -46,53 +46,56 @@ class Cgroup:
         signal_each(self.members, number)
 
     def statistics(self) -> dict[str, str]:
-        """The files that are there, by name."""
+        """The content of the usage files that exist, by name."""
         names = [name for name in _names(self._directory) if name in _STATISTICS or name.startswith("hugetlb.")]
         return {name: _read(f"{self._directory}/{name}") for name in names}
 
     def oom_kills(self) -> int:
-        """How often the kernel has killed a process of it for want of memory."""
+        """How many processes of the cgroup the kernel has killed because memory was exhausted."""
         for line in _read(f"{self._directory}/memory.events").splitlines():
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
         return 0
 
-    def watch_oom(self, tell: Callable[[int], None]) -> None:
-        """Call ``tell`` with the count of :meth:`oom_kills`, in a thread, whenever it has grown, until
+    def watch_oom(self, report: Callable[[int], None]) -> None:
+        """Call ``report`` with the count of :meth:`oom_kills` whenever it has grown, in a thread, until
         :meth:`unwatch`."""
         self._end = os.eventfd(0, os.EFD_CLOEXEC)
-        self._watcher = threading.Thread(target=self._watch_oom, args=(tell,), daemon=True)
+        self._watcher = threading.Thread(target=self._watch_oom, args=(report,), daemon=True)
         self._watcher.start()
 
     def unwatch(self) -> None:
-        """End that thread: the kernel does not wake who polls a file of a cgroup that goes, seen with Linux 6.1."""
+        """End the thread of :meth:`watch_oom`.
+
+        The kernel does not wake it when the cgroup is removed: a poll of its files continues (seen with Linux 6.1).
+        """
         if self._watcher is not None:
             os.eventfd_write(self._end, 1)
             self._watcher.join()
             os.close(self._end)
             self._watcher = None
 
-    def _watch_oom(self, tell: Callable[[int], None]) -> None:
+    def _watch_oom(self, report: Callable[[int], None]) -> None:
         try:
             fd = os.open(f"{self._directory}/memory.events", os.O_RDONLY)
         except OSError:
             return  # no memory controller, or a container that has ended
-        seen = 0
+        reported = 0
         poll = select.poll()
         poll.register(fd, select.POLLPRI)
         poll.register(self._end, select.POLLIN)
         try:
             while True:
-                # The kernel notifies of changes since this descriptor's last read (fs/kernfs/file.c, kernfs_fop_poll).
+                # The kernel reports changes since this descriptor's last read (fs/kernfs/file.c, kernfs_fop_poll()).
                 os.lseek(fd, 0, os.SEEK_SET)
                 os.read(fd, _MAX)
                 count = self.oom_kills()
-                if count > seen:
-                    seen = count
-                    tell(count)
+                if count > reported:
+                    reported = count
+                    report(count)
                 if any(ready == self._end for ready, _ in poll.poll()):
                     return
-        except OSError:  # ENODEV: it has been removed
+        except OSError:  # ENODEV: the cgroup has been removed
             return
         finally:
             os.close(fd)
@@ -106,7 +109,7 @@ def _names(directory: str) -> list[str]:
 
 
 def _read(path: str) -> str:
-    """A file's text; empty for one that is not there or cannot be read now (hugetlb's are, of a cgroup that ends)."""
+    """A file's text; "" if it is missing or cannot be read, like hugetlb files of a cgroup that is being removed."""
     try:
         with open(path, "rb") as file:
             return file.read(_MAX).decode(errors="replace")

@@ -26,7 +26,7 @@ class ConsoleSocket:
         os.unlink(self.path)
 
     def receive(self) -> int:
-        """The descriptor. crun has sent it before it ends."""
+        """The terminal's descriptor, which crun sends before it ends. Raises :class:`VmError`."""
         try:
             connection, _ = self._socket.accept()
             with connection:

@@ -1,4 +1,4 @@
-"""A container in the guest: its bundle on tmpfs, crun, and its processes."""
+"""A container in the guest: its bundle on a tmpfs, its crun, and its processes."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from hawse.agent.streams.notify import Notify
     from hawse.json_text import Document
 
-#: The host waits longer for the answer to a start (hawse.monitor.agent.guest_link).
+#: Shorter than the host's timeout for the call start (hawse.monitor.agent.guest_link).
 _EXECUTE_SECONDS = 20.0
 
 
 class Container:
-    """``spec`` is its specification in the guest, and ``init`` the number of its first process. The directory of
-    ``crun`` holds its bundle; below ``root`` are /dev and the file system of cgroups.
+    """A container. ``spec`` is its specification in the guest, ``init`` is the number of its first process.
+
+    The directory of ``crun`` contains its bundle; ``root`` contains /dev and the cgroup file system.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Container:
         prepared: Prepared | None = None,
         root: str = "",
     ) -> None:
-        """``ids`` are those of another container whose user namespace it joins."""
+        """``ids``: the ids of the container whose user namespace this one joins; None to read them from ``spec``."""
         self.name = name
         self.ids = of_spec(spec) if ids is None else ids
         self.processes: dict[int, Process] = {}
@@ -64,11 +65,11 @@ class Container:
         self._crun_name = prepared.name if prepared else name
         self._root = root
         self._started_at = 0.0
-        self._executing = threading.Event()  # unset while the first process is on its way to its program
+        self._executing = threading.Event()  # cleared while the first process is about to execute its program
         self._executing.set()
         self._notify: Notify | None = None
         self._bound_nodes = f"{root}{bound_nodes.DIRECTORY}/{name}"
-        self._places: list[str] = []
+        self._mount_points: list[str] = []
         self._launcher = Launcher(
             self._crun_name, crun=crun, ids=self.ids,
             oom_score_adj=(spec.get("process") or {}).get("oomScoreAdj") or 0,
@@ -84,7 +85,7 @@ class Container:
 
     def serve_notifications(self, directory: str, send: Callable[[str], None]) -> None:
         """Create the directory and the socket for notifications of the container's processes."""
-        from hawse.agent.streams.notify import Notify  # here, since most guests never need it
+        from hawse.agent.streams.notify import Notify  # imported here, because most guests do not need it
 
         self._notify = Notify(directory, send)
 
@@ -94,9 +95,10 @@ class Container:
             self._notify.finish()
 
     def create(self, stdio: Stdio) -> Process:
-        """``crun create``: the first process exists and waits for :meth:`start`. The caller owns stdio if it fails.
+        """``crun create``: create the first process, which waits for :meth:`start`.
 
-        Raises :class:`VmError` with the field of the specification that crun refuses, or :class:`CommandError`.
+        Raises :class:`VmError` with the field of the specification that crun refuses, or :class:`CommandError`. The
+        caller then has to close ``stdio``.
         """
         spec = self._with_nodes()
         try:
@@ -105,10 +107,10 @@ class Container:
             else:
                 first = self._launcher.create(self._init, spec, stdio)
             self.processes[self._init] = first
-            self._keep_mount_flags(spec)
+            self._restore_mount_flags(spec)
             return first
         except VmError as error:
-            from hawse.agent.container.spec_fields import field_of  # here, since most containers do not need it
+            from hawse.agent.container.spec_fields import field_of  # imported here: most containers do not need it
 
             if sentence := mount_errors.unknown_type(error.message, spec):
                 raise VmError(sentence, hint=mount_errors.HINT, evidence=error.evidence) from None
@@ -117,22 +119,22 @@ class Container:
             raise
 
     def _with_nodes(self) -> Document:
-        """The specification for crun. The nodes that it binds are created here, and their places in the guest."""
+        """The specification for crun. Also creates the nodes that it binds, and their mount points in the guest."""
         root, mapped = self._root, self.ids.mapped
         spec = with_bound_sysfs(self._spec) if mapped else self._spec
         spec, covered = guest_dev.with_covers(spec, container_node=os.path.exists(f"{root}/dev/vfio/vfio"))
-        guest_dev.make_directories(covered, root=root)
+        guest_dev.create_directories(covered, root=root)
         spec, bound = bound_nodes.with_bound_nodes(spec, self._bound_nodes, everything=mapped, root=root)
-        bound_nodes.make_nodes(bound, self._bound_nodes, self.ids)
-        self._places = bound_nodes.places(bound, spec)
-        guest_dev.make_places(self._places, root=root)
+        bound_nodes.create_nodes(bound, self._bound_nodes, self.ids)
+        self._mount_points = bound_nodes.mount_points(bound, spec)
+        guest_dev.create_mount_points(self._mount_points, root=root)
         return spec
 
-    def _keep_mount_flags(self, spec: Document) -> None:
-        with suppress(StateError, FileNotFoundError, ProcessLookupError):  # it has ended: the start reports that
+    def _restore_mount_flags(self, spec: Document) -> None:
+        with suppress(StateError, FileNotFoundError, ProcessLookupError):  # the process has ended: start() reports that
             process = self._open(".", f"container {self.name} has ended")
             try:
-                flags.keep(spec, process, mapped=self.ids.mapped)
+                flags.restore(spec, process, mapped=self.ids.mapped)
             finally:
                 os.close(process)
 
@@ -148,8 +150,9 @@ class Container:
             self._executing.clear()
             try:
                 self._crun.start(self._crun_name)
-                # crun returns before the program is executed, and a signal that arrives by then is lost if the program
-                # handles it. Hooks in the container run before, for as long as they like: runc does not wait either.
+                # crun returns before the program is executed. A signal that arrives in between is lost even if the
+                # program would handle it. Hooks in the container run before the program, without a time limit; like
+                # runc, this does not wait for them.
                 end = time.monotonic() + _EXECUTE_SECONDS
                 while process.pid and before and process.program() == before and time.monotonic() < end:
                     time.sleep(0.005)
@@ -162,13 +165,13 @@ class Container:
         """Signal a process. Raises :class:`StateError` if it has ended."""
         is_first = process.number == self._init
         if is_first and number not in handlers.NEVER_LOST:
-            self._executing.wait(handlers.SECONDS)  # the host has it as running while it is being started
+            self._executing.wait(handlers.SECONDS)  # the host reports it as running during start()
         if is_first and self.started:
             handlers.await_handler(process.pid, number, started=self._started_at, lives=lambda: bool(process.pid))
         process.signal(number)
 
     def execute(self, number: int, spec: Document, stdio: Stdio) -> Process:
-        """``crun exec``: one more process in the running container. The caller owns stdio if it fails."""
+        """``crun exec``: run an additional process in the running container. On failure the caller closes ``stdio``."""
         self._executing.wait(handlers.SECONDS)
         if not self.started or not self.processes[self._init].pid:
             raise StateError("cannot exec in a container that is not running: container not running")
@@ -178,11 +181,11 @@ class Container:
     def add_nodes(
         self, nodes: Sequence[tuple[str, tuple[int, int], int, int, int]], devices: Sequence[Document]
     ) -> None:
-        """Create nodes of path, numbers, mode, uid and gid, which the device cgroup allows; all of them or none."""
+        """Create nodes (path, numbers, mode, uid, gid) and allow them in the device cgroup; all of them or none."""
         self._nodes.add(nodes, devices)
 
     def remove_nodes(self, nodes: Sequence[tuple[str, tuple[int, int]]], devices: Sequence[Document]) -> None:
-        """Remove nodes of path and numbers, and the rules that allow them."""
+        """Remove nodes (path, numbers) and the rules that allow them."""
         self._nodes.remove(nodes, devices)
 
     def namespace(self, kind: str) -> int:
@@ -192,7 +195,7 @@ class Container:
         return self._open(f"ns/{'net' if kind == 'network' else kind}", problem)
 
     def remove(self) -> None:
-        """Have crun end and forget it, and remove its directory; whatever is gone already is no error."""
+        """Kill and delete the container with crun, and remove its directory. Missing parts are ignored."""
         with suppress(HawseError):
             self._crun.run("delete", "--force", self._crun_name, log="log-delete")
         self.cgroup.unwatch()
@@ -200,15 +203,15 @@ class Container:
             self._notify.end()
             self._notify = None
         bound_nodes.remove_nodes(self._bound_nodes)
-        guest_dev.remove_places(self._places, root=self._root)
-        self._places = []
+        guest_dev.remove_mount_points(self._mount_points, root=self._root)
+        self._mount_points = []
         with suppress(OSError):
             for name in os.listdir(self._directory):
                 os.unlink(f"{self._directory}/{name}")
             os.rmdir(self._directory)
 
     def freeze(self, *, frozen: bool) -> None:
-        """Freeze every process of the container's cgroup, or thaw them."""
+        """Freeze or thaw all processes of the container's cgroup."""
         self._crun.run("pause" if frozen else "resume", self._crun_name, log="log-freeze")
 
     def signal_all(self, number: int) -> None:
@@ -225,19 +228,19 @@ class Container:
         try:
             self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
         except VmError as error:
-            from hawse.agent.container.spec_fields import field_of  # here, since most updates succeed
+            from hawse.agent.container.spec_fields import field_of  # imported here, because most updates succeed
 
             if field := field_of(error.message, {"linux": {"resources": resources}}):
-                hint = error.hint or "the guest's kernel does not accept the value: choose another one"
+                hint = error.hint or "the guest kernel does not accept the value: choose another one"
                 raise VmError(f"update: {field}: {error.message}", hint=hint, evidence=error.evidence) from None
             raise
 
     def _set_rules(self, rules: Sequence[Document]) -> None:
-        """Have crun replace the program that guards the container's devices."""
+        """Replace the eBPF program of the container's device cgroup, with crun."""
         path = f"{self._directory}/resources.json"
         write_json(path, {"devices": rules})
         self._crun.run("update", f"--resources={path}", self._crun_name, log="log-update")
 
     def _open(self, path: str, problem: str = "") -> int:
-        """As :meth:`Process.open`, of the first process."""
+        """Like :meth:`Process.open`, for the first process."""
         return self.processes[self._init].open(path, problem or f"container {self.name} has ended")

@@ -1,4 +1,4 @@
-"""crun, as the agent calls it: argument lists in, errors in the words that engines look for out."""
+"""Run crun, and translate its errors to the phrases that engines look for."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_LOG = 64 * 1024
 
 
 class Crun:
-    """Runs one crun command at a time for one container; its log file is read when it fails."""
+    """Runs crun commands for one container, one at a time; reads the error of a failed command from its log file."""
 
     def __init__(self, reaper: Reaper, *, directory: str, program: str = CRUN, root: str = ROOT) -> None:
         self.reaper = reaper
@@ -37,11 +37,11 @@ class Crun:
         oom_score_adj: int = 0,
         meanwhile: Callable[[int], None] = lambda _pid: None,
     ) -> None:
-        """Carry out one command; ``descriptors`` are the child's fds, which ``create`` and ``exec`` hand on, as they
-        do ``oom_score_adj``. ``meanwhile`` is called with crun's pid.
+        """Run one command to its end. ``descriptors`` are crun's own, by their numbers in crun; ``create`` and ``exec``
+        pass them and ``oom_score_adj`` to the process that they create. ``meanwhile`` is called with crun's pid.
 
-        Raises :class:`CommandError` when ``command``, the program to execute inside, is what failed, else
-        :class:`VmError` with crun's own words.
+        Raises :class:`CommandError` if ``command``, the program in the container, cannot be executed, otherwise
+        :class:`VmError` with crun's message.
         """
         pid = self.begin(*arguments, descriptors=descriptors, log=log, oom_score_adj=oom_score_adj)
         meanwhile(pid)
@@ -50,7 +50,7 @@ class Crun:
     def begin(
         self, *arguments: str, descriptors: dict[int, int] | None = None, log: str = "log", oom_score_adj: int = 0
     ) -> int:
-        """Start a command; its pid."""
+        """Start a command. Returns its pid."""
         with open("/dev/null", "r+b") as null:
             fds = {0: null.fileno(), 1: null.fileno(), 2: null.fileno()} | (descriptors or {})
             return self.reaper.spawn(
@@ -61,7 +61,7 @@ class Crun:
             )
 
     def finish(self, pid: int, *, verb: str, command: str = "", log: str = "log") -> None:
-        """Wait for a command that was begun; raises as :meth:`run` does."""
+        """Wait for a command that :meth:`begin` has started. Raises as :meth:`run` does."""
         path = f"{self.directory}/{log}"
         code = self.reaper.wait(pid)
         if code:
@@ -69,18 +69,18 @@ class Crun:
         if os.path.exists(path):
             os.unlink(path)
 
-    def leaves_sessions(self) -> bool:
-        """Whether it does not have a process of `exec` without a terminal lead its session."""
-        from hawse.agent.container import sessions  # here, since a guest without an exec does not need it
+    def exec_lacks_setsid(self) -> bool:
+        """Whether this crun does not call setsid(2) for a process of `exec` without a terminal."""
+        from hawse.agent.container import sessions  # imported here: a guest without an exec does not need it
 
-        return sessions.needs_help(self._globals[0], self.reaper)
+        return sessions.lacks_setsid(self._globals[0], self.reaper)
 
     def start(self, name: str) -> None:
-        """What `crun start` does of a container without hooks, without the tenth of a second that it takes to load.
+        """Start a container without hooks as `crun start` does, but without loading crun, which takes 0.1 s.
 
-        The first process waits in a read of ``exec.fifo`` in the container's directory: it is to be unlinked and one
-        byte written (crun src/libcrun/status.c, libcrun_status_write_exec_fifo()). Where it is not as expected, crun
-        itself is asked.
+        The first process waits in a read of ``exec.fifo`` in the container's directory. To start it, unlink the FIFO
+        and write one byte (crun src/libcrun/status.c, libcrun_status_write_exec_fifo()). If the FIFO cannot be opened,
+        `crun start` is run.
         """
         fifo = f"{self.root}/{name}/exec.fifo"
         try:
@@ -96,7 +96,7 @@ class Crun:
 
 
 def read_log(path: str) -> str:
-    """The last error of crun's JSON log; empty when there is none."""
+    """The last error in crun's JSON log; "" without one."""
     try:
         with open(path, "rb") as file:
             lines = file.read(_MAX_LOG).splitlines()
@@ -112,14 +112,14 @@ def read_log(path: str) -> str:
 
 
 def explain(message: str, *, verb: str, command: str) -> HawseError:
-    """crun's words as an error. Docker and Podman map two phrases of it to the exit codes 127 and 126."""
-    about_the_program = re.search(r"executable|exec(ve)?[ `(]|execv|is not a regular file", message)
-    if about_the_program and re.search(r"not found|no such file", message, re.IGNORECASE):
+    """The error for a message of crun. Docker and Podman map two phrases of it to the exit codes 127 and 126."""
+    concerns_program = re.search(r"executable|exec(ve)?[ `(]|execv|is not a regular file", message)
+    if concerns_program and re.search(r"not found|no such file", message, re.IGNORECASE):
         return CommandError(
             f'exec: "{command}": executable file not found in $PATH, or no such file or directory',
-            hint="process.args[0] names a program of the container's root file system",
+            hint="process.args[0] must name a program in the container's root file system",
         )
-    if about_the_program and re.search(
+    if concerns_program and re.search(
         r"permission denied|not permitted|exec format|is a directory", message, re.IGNORECASE
     ):
         reason = message.rsplit(": ", 1)[-1].lower()

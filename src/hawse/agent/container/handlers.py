@@ -1,8 +1,8 @@
-"""Signals to a program that has only just been started.
+"""Signals to a program that has just been started: the agent waits until the program has set its signal handlers.
 
-The first process of a PID namespace does not get a signal that it neither handles nor blocks (pid_namespaces(7)). Under
-runc a program has set its handlers long before an engine can send a signal. Here it may still be loading, over a shared
-file system and on a slow processor, and the signal would be lost: so the agent waits for the handler.
+The first process of a PID namespace does not receive a signal that it neither handles nor blocks (pid_namespaces(7)).
+Under runc a program has set its handlers long before an engine can send a signal. In the guest the program may still be
+loading, from a shared file system and on a slow CPU. The signal would be lost.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: For so long after its start, in seconds, a program may still be on its way to its handlers.
+#: Seconds after its start in which a program may not have set its handlers yet.
 SECONDS = 2.0
 _POLL = 0.005
-#: No handler: these cannot have one, and of the others nothing is done without one (signal(7)).
+#: Signals without a handler to wait for: a program cannot handle them, or their default does not end it (signal(7)).
 NEVER_LOST = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD, signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)
 
 
 def await_handler(
     pid: int, number: int, *, started: float, lives: Callable[[], bool], proc: str = "/proc", seconds: float = SECONDS
 ) -> None:
-    """Wait until the process would get the signal, or could not for another reason, or the time since its start, in
-    seconds of CLOCK_MONOTONIC, is over."""
+    """Wait while the process would lose the signal, at most until ``seconds`` after its start.
+
+    ``started`` is the time of its start in seconds of CLOCK_MONOTONIC. ``lives`` returns whether it still exists.
+    """
     while time.monotonic() < started + seconds and lives() and is_lost(pid, number, proc=proc):
-        time.sleep(_POLL)  # nothing tells of a handler
+        time.sleep(_POLL)  # the kernel sends no event for a new handler
 
 
 def is_lost(pid: int, number: int, *, proc: str = "/proc") -> bool:

@@ -1,4 +1,4 @@
-"""How crun creates a process with its stdio: ``crun create`` for a container's first one, ``crun exec`` for more."""
+"""Create processes with their stdio: ``crun create`` for a container's first process, ``crun exec`` for others."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Launcher:
-    """Creates the processes of one container; ``name`` is what crun calls it.
+    """Creates the processes of one container; ``name`` is crun's name for the container.
 
-    crun gives ``ids`` and ``oom_score_adj`` of the container to each of them. Whoever calls ends the stdio of a process
-    that could not be created.
+    Each process gets ``ids`` and ``oom_score_adj`` of the container. If a process cannot be created, the caller has to
+    close its stdio.
     """
 
     def __init__(self, name: str, *, crun: Crun, ids: Ids, oom_score_adj: int = 0) -> None:
@@ -38,7 +38,7 @@ class Launcher:
         self._oom_score_adj = oom_score_adj
 
     def use(self, prepared: Prepared, number: int, spec: Document, stdio: Stdio) -> Process:
-        """Have the crun that waits create the container and its first process. Raises as :meth:`Crun.run`."""
+        """Create the container and its first process with a prepared crun. Raises as :meth:`Crun.run`."""
         process = Process(number, stdio, self._reaper)
         try:
             with trace.span("prepared crun create"):
@@ -55,15 +55,15 @@ class Launcher:
         return self._launch(number, spec["process"], stdio, ["create", f"--bundle={self._directory}"])
 
     def execute(self, number: int, spec: Document, stdio: Stdio) -> Process:
-        """Create one more process. ``spec`` is the ``process`` of config.json. Raises as :meth:`Crun.run`."""
+        """Create an additional process. ``spec`` is the ``process`` of config.json. Raises as :meth:`Crun.run`."""
         path = f"{self._directory}/process-{number}.json"
         meanwhile: Callable[[int], None] = lambda _pid: None  # noqa: E731
-        if not spec.get("terminal") and self._crun.leaves_sessions():
-            from hawse.agent.container import sessions  # here, since most containers have no exec
+        if not spec.get("terminal") and self._crun.exec_lacks_setsid():
+            from hawse.agent.container import sessions  # imported here: most containers have no exec
 
-            # crun waits at the FIFO until it is traced.
+            # crun blocks in opening the FIFO until it is traced.
             os.mkfifo(path, 0o600)
-            meanwhile = partial(sessions.hand_over, path=path, text=json.dumps(spec), reaper=self._reaper)
+            meanwhile = partial(sessions.trace_and_write, path=path, text=json.dumps(spec), reaper=self._reaper)
         else:
             write_json(path, spec)
         try:
@@ -108,8 +108,8 @@ class Launcher:
         pipes: Pipes,
         meanwhile: Callable[[int], None] = lambda _pid: None,
     ) -> None:
-        """``meanwhile`` is that of :meth:`Crun.run`."""
-        pipes.give_to(**owner(spec, self._ids))
+        """Run crun with these pipes. ``meanwhile`` is passed to :meth:`Crun.run`."""
+        pipes.set_owner(**owner(spec, self._ids))
         with trace.span(f"crun {words[0]}"):
             self._crun.run(
                 *words,
@@ -118,14 +118,15 @@ class Launcher:
                 descriptors=pipes.theirs,
                 command=spec["args"][0],
                 log=f"log-{number}",
-                # runc gives an exec the container's (libcontainer/container_linux.go, bootstrapData()), crun does not.
+                # runc applies the container's value to an exec (libcontainer/container_linux.go, bootstrapData());
+                # crun does not.
                 oom_score_adj=self._oom_score_adj,
                 meanwhile=meanwhile,
             )
-        pipes.handed_on()
+        pipes.close_theirs()
 
 
 def write_json(path: str, value: object) -> None:
-    """Write a file for crun."""
+    """Write a JSON file for crun."""
     with open(path, "w") as file:
         json.dump(value, file)

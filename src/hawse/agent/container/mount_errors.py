@@ -1,4 +1,4 @@
-"""The name of the mount that crun could not make because the guest's kernel has not its file system."""
+"""Identify the mount that crun could not mount because the guest kernel lacks its file system."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from hawse.json_text import Document
 
-HINT = "image.extra_modules in hawse's configuration names modules of the guest's kernel"
+HINT = "add the module of the file system to image.extra_modules in hawse's configuration"
 _BINDS = ("bind", "rbind")
 
 
 def unknown_type(message: str, spec: Document, *, root: str = "") -> str:
-    """A sentence with the mount's type and place, for crun's message ENODEV of mount(2); "" for another message.
+    """The error text with the mount's type and destination, if ``message`` is crun's for ENODEV of mount(2); else "".
 
-    crun names the source and the place, and not the type. The kernel has loaded the modules that it found by now, so
-    that its own list is complete (proc(5), /proc/filesystems).
+    crun's message contains the source and the destination, but not the type. By now the kernel has loaded all modules
+    that it could find, so its list of file systems is complete (proc(5), /proc/filesystems).
     """
     if "mount `" not in message or not message.endswith("No such device"):
         return ""
@@ -23,8 +23,8 @@ def unknown_type(message: str, spec: Document, *, root: str = "") -> str:
     for mount in spec.get("mounts") or ():
         kind = mount.get("type") or ""
         is_bind = kind == "bind" or any(option in _BINDS for option in mount.get("options") or ())
-        if not is_bind and kind.partition(".")[0] not in known:  # "fuse.sshfs" is one of fuse
+        if not is_bind and kind.partition(".")[0] not in known:  # "fuse.sshfs" is a subtype of fuse
             return (
-                f"mounts: the guest's kernel has no file system {kind[:80]!r}, for {mount.get('destination', '')[:200]}"
+                f"mounts: the guest kernel has no file system {kind[:80]!r}, for {mount.get('destination', '')[:200]}"
             )
     return ""

@@ -1,8 +1,8 @@
-"""A ``crun create`` that has been started and waits for its configuration.
+"""A prepared crun: a ``crun create`` that has been started and waits for its configuration.
 
-It takes crun longer to be loaded and linked than to make a container, in a guest without KVM at least. Which container
-does not matter until it opens its configuration: that is a FIFO here, and the process that waits in its open is part
-of a template.
+Loading and linking crun takes longer than creating a container, at least in a guest without KVM. crun does not need to
+know the container until it opens its configuration. Here the configuration is a FIFO, and a template contains the
+process that is blocked in opening it.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from hawse.json_text import Document
 
 _SECONDS = 60.0
-#: Where the kernel says that a process sleeps which opened a FIFO that nobody writes to (fs/pipe.c).
+#: The kernel function in which a process sleeps that opens a FIFO without a writer (fs/pipe.c).
 _WAITING = "wait_for_partner"
 
 
 class Prepared:
-    """One crun; ``name`` is what it calls the container, ``pipes`` are the first process's stdio."""
+    """One prepared crun. ``name`` is its name for the container; ``pipes`` are the stdio of the first process."""
 
     name = "prepared"
 
     def __init__(self, *, directory: str, reaper: Reaper, program: str, root: str, seconds: float = _SECONDS) -> None:
-        """Start it. ``seconds`` is how long it may take to open its configuration."""
+        """Start crun. ``seconds`` is the time limit for it to open its configuration."""
         os.makedirs(directory, mode=0o700)
         self._directory = directory
         self._seconds = seconds
@@ -47,14 +47,14 @@ class Prepared:
             "create", f"--bundle={directory}", f"--config={self._fifo}", f"--pid-file={self._pid_file}", self.name,
             descriptors=self.pipes.theirs,
         )  # fmt: skip
-        self.pipes.handed_on()
+        self.pipes.close_theirs()
 
     def settle(self) -> None:
-        """Wait until it waits, as it should in a template; a crun that does not is only slower later."""
+        """Wait until crun is blocked in opening the FIFO, as it should be in a template."""
         deadline = time.monotonic() + self._seconds
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline:  # a crun that is not blocked by then is only slower later
             try:
-                # Of another process, where crun has ended and its pid was given away, the wait takes its full time.
+                # If crun has ended and its pid belongs to another process, this waits until the deadline.
                 with open(f"/proc/{self._pid}/wchan") as file:
                     if file.read() == _WAITING:
                         return
@@ -63,18 +63,18 @@ class Prepared:
             time.sleep(0.01)
 
     def create(self, spec: Document, ids: Ids = SAME) -> int:
-        """Let it make the container; the pid of the first process. Raises as :meth:`Crun.run` does."""
-        self.pipes.give_to(**owner(spec["process"], ids))
+        """Create the container. Returns the pid of the first process. Raises as :meth:`Crun.run` does."""
+        self.pipes.set_owner(**owner(spec["process"], ids))
         text = json.dumps(spec).encode()
-        # It reads its configuration twice, the second time to keep a copy (crun src/libcrun/container.c,
-        # libcrun_copy_config_file()): then from a file of the same name.
+        # crun reads its configuration twice: first from the FIFO, and then from a regular file of the same name, to
+        # store a copy (crun src/libcrun/container.c, libcrun_copy_config_file()).
         copy = f"{self._directory}/config.json"
         with open(copy, "wb") as file:
             file.write(text)
         fifo = self._open()
         os.rename(copy, self._fifo)
         os.set_blocking(fifo, True)
-        # A crun that ends before it has read all says why in its log.
+        # If crun ends before it has read everything, its log contains the reason.
         with suppress(BrokenPipeError), open(fifo, "wb", buffering=0) as stream:
             view = memoryview(text)
             while view:
@@ -84,18 +84,18 @@ class Prepared:
             return int(file.read())
 
     def _open(self) -> int:
-        """The FIFO's writing end, as soon as crun has opened the other. Raises :class:`VmError` when it does not."""
+        """Open the FIFO's writing end when crun has opened the reading end. Raises :class:`VmError` at the deadline."""
         deadline = time.monotonic() + self._seconds
         while True:
             try:
                 return os.open(self._fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno != errno.ENXIO or time.monotonic() > deadline:
-                    raise VmError(f"crun does not ask for its configuration: {error.strerror}") from None
+                    raise VmError(f"crun does not open its configuration: {error.strerror}") from None
             time.sleep(0.002)
 
 
 def owner(process: Document, ids: Ids = SAME) -> dict[str, int]:
-    """uid and gid in the guest that a process of a container will have."""
+    """The guest's uid and gid of a process of a container, from its ``process`` of config.json."""
     user = process.get("user", {})
     return {"uid": ids.uid(user.get("uid", 0)), "gid": ids.gid(user.get("gid", 0))}

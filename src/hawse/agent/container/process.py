@@ -1,4 +1,4 @@
-"""A process of a container, and how the agent refers to it without mistaking another one for it."""
+"""A process of a container, referred to safely: its pid is not used after another process may have got it."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class Process:
-    """One process of a container, the first or an exec's."""
+    """One process of a container: the first one, or one of an exec."""
 
     def __init__(self, number: int, stdio: Stdio, reaper: Reaper) -> None:
         self.number = number
         self._reaper = reaper
         self.stdio = stdio
-        self.since = time.monotonic()  # it is started after this
-        self.pid = 0  # 0 again when it has been waited for: the kernel may give its pid to another process
+        self.since = time.monotonic()  # the process is started later than this
+        self.pid = 0  # reset to 0 when it has been reaped: then another process may get its pid
 
     @contextmanager
     def held(self, problem: str) -> Iterator[int]:
-        """The pid of this process; while it is held, no other process can get it.
+        """Hold the pid of this process, so that no other process can get it.
 
-        Hold it for a moment only: the agent waits for no child meanwhile. Raises :class:`StateError` with the problem
-        if the process has ended.
+        Hold it only briefly: meanwhile the agent reaps no child. Raises :class:`StateError` with ``problem`` if the
+        process has ended.
         """
         with self._reaper.hold(self.pid, since=self.since) as lives:
             if not self.pid or not lives:
@@ -38,7 +38,7 @@ class Process:
             yield self.pid
 
     def signal(self, number: int) -> None:
-        """Send a signal; raises :class:`StateError` if the process has ended."""
+        """Send a signal. Raises :class:`StateError` if the process has ended."""
         with self.held("container not running: os: process already finished") as pid:
             os.kill(pid, number)
 
@@ -47,17 +47,17 @@ class Process:
         with self.held(problem) as pid:
             try:
                 return os.open(f"/proc/{pid}/{path}", os.O_RDONLY)
-            except OSError:  # it has ended, and was not waited for yet
+            except OSError:  # the process has ended and has not been reaped yet
                 raise StateError(problem) from None
 
     def wait(self) -> int:
-        """Wait until the process has ended; its exit code."""
+        """Wait until the process has ended. Returns its exit code."""
         return self._reaper.wait(self.pid, since=self.since, forget=self._forget)
 
     def program(self) -> tuple[int, int] | None:
         """Device and inode of the program that the process executes (proc(5), exe); None if it has ended.
 
-        Another process that got its pid executes another program.
+        If another process has got its pid by now, the result is that of another program.
         """
         try:
             status = os.stat(f"/proc/{self.pid}/exe")

@@ -1,4 +1,4 @@
-"""Processes as `ps` shows them, from /proc (proc(5))."""
+"""The fields of processes that `ps` shows, from /proc (proc(5))."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _PTS_MAJORS = range(136, 144)
 
 
 def listing(pids: Iterable[int], *, proc: str = "/proc") -> list[dict[str, object]]:
-    """The processes, at most a thousand; ``age`` and ``used`` are seconds since the start and of CPU time.
+    """The processes, at most a thousand. ``age`` is seconds since the start, ``used`` is seconds of CPU time.
 
-    The pids of an entry are those of the process's own PID namespace; 0 for a parent outside of it.
+    An entry's pids are those in the PID namespace of its process; a parent outside of the namespace is 0.
 
-    A pid may be another process's by the time it is read: what is found is printed and nothing is done by it.
+    Use the result only for display: a pid may belong to another process by the time that it is read.
     """
     ticks = os.sysconf("SC_CLK_TCK")
     with open(f"{proc}/uptime") as file:
         now = float(file.read().split()[0])
-    found: list[dict[str, object]] = []
+    processes: list[dict[str, object]] = []
     for pid in sorted(pids)[:_MOST]:
         try:
             with open(f"{proc}/{pid}/stat", "rb") as stat:
@@ -34,7 +34,7 @@ def listing(pids: Iterable[int], *, proc: str = "/proc") -> list[dict[str, objec
             own, parent = _inner(proc, str(pid)), _inner(proc, fields[1].decode())
             if len(parent) < len(own):  # the parent is outside of the container
                 parent = ["0"]
-            found.append({
+            processes.append({
                 "uid": os.stat(f"{proc}/{pid}").st_uid,
                 "pid": int(own[-1]),
                 "parent": int(parent[-1]),
@@ -44,12 +44,12 @@ def listing(pids: Iterable[int], *, proc: str = "/proc") -> list[dict[str, objec
                 "command": (command or b"[" + name.partition(b"(")[2] + b"]").decode(errors="replace"),
             })  # fmt: skip
         except (OSError, ValueError, IndexError):
-            continue  # it has ended meanwhile
-    return found
+            continue  # the process has ended
+    return processes
 
 
 def _inner(proc: str, pid: str) -> list[str]:
-    """A process's pids, from the outermost PID namespace that is seen here to its own."""
+    """A process's pids: from the outermost PID namespace that is visible here to the process's own."""
     try:
         with open(f"{proc}/{pid}/status", "rb") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""Device nodes of a container that runs: VFIO groups are attached to it and detached from it."""
+"""Add device nodes to a running container and remove them, when VFIO groups are attached and detached."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 
 class RunningNodes:
-    """``open_`` opens a file or directory below /proc/PID of the first process. ``rules`` are the container's device
-    rules, which ``set_rules`` replaces. ``directory`` has the nodes that are bound into it, and ``map_file`` is the
-    agent's file of its devices.
+    """The device nodes of one running container.
+
+    ``open_`` opens a file or directory below /proc/PID of the first process. ``rules`` are the container's device
+    rules, and ``set_rules`` replaces them. ``directory`` contains the nodes that are bound into the container, and
+    ``map_file`` is the agent's file with its device map.
     """
 
     def __init__(
@@ -43,62 +45,62 @@ class RunningNodes:
         self._map_file = map_file
 
     def add(self, nodes: Sequence[tuple[str, tuple[int, int], int, int, int]], devices: Sequence[Document]) -> None:
-        """Create nodes of path, numbers, mode, uid and gid, which the device cgroup allows; all of them or none.
+        """Create nodes (path, numbers, mode, uid, gid) and allow them in the device cgroup; all of them or none.
 
-        ``devices`` is the new content of the container's file of devices.
+        ``devices`` is the new content of the container's device map.
         """
         allowed = [{"allow": True, "type": "c", "major": n[0], "minor": n[1], "access": "rwm"} for _, n, *_ in nodes]
         before = self._rules
-        done = []
+        created = []
         with self._root() as root:
             try:
-                # At the end, where no other rule overrides them.
+                # Append them, so that no later rule overrides them.
                 self._set_rules([*(rule for rule in before if rule not in allowed), *allowed])
                 for path, numbers, mode, uid, gid in nodes:
                     self._create(root, path, numbers, mode=mode, uid=self._ids.uid(uid), gid=self._ids.gid(gid))
-                    done.append((path, numbers))
+                    created.append((path, numbers))
             except HawseError:
-                for path, numbers in done:
+                for path, numbers in created:
                     remove_node(root, path, numbers)
                 self._set_rules(before)
                 raise
-        self._show(devices)
+        self._replace_map(devices)
 
     def remove(self, nodes: Sequence[tuple[str, tuple[int, int]]], devices: Sequence[Document]) -> None:
-        """Remove nodes of path and numbers, and the rules that allow them."""
-        gone = {numbers for _, numbers in nodes}
+        """Remove nodes (path, numbers) and the rules that allow them."""
+        removed = {numbers for _, numbers in nodes}
         with self._root() as root:
             for path, numbers in nodes:
                 remove_node(root, path, numbers)
         self._set_rules(
-            [r for r in self._rules if r.get("type") != "c" or (r.get("major"), r.get("minor")) not in gone]
+            [r for r in self._rules if r.get("type") != "c" or (r.get("major"), r.get("minor")) not in removed]
         )
-        self._show(devices)
+        self._replace_map(devices)
 
     def _create(self, root: str, path: str, numbers: tuple[int, int], *, mode: int, uid: int, gid: int) -> None:
         if not self._ids.mapped:
             make_node(root, path, numbers, mode=mode, uid=uid, gid=gid)
             return
-        # No node of a file system that was mounted in a user namespace can be opened (Linux fs/super.c, SB_I_NODEV).
-        source = bound_nodes.keep_node(self._directory, numbers, mode=mode, uid=uid, gid=gid)
+        # Nodes of a file system that was mounted in a user namespace cannot be opened (Linux fs/super.c, SB_I_NODEV).
+        source = bound_nodes.create_node(self._directory, numbers, mode=mode, uid=uid, gid=gid)
         namespace = self._open("ns/mnt")
         try:
-            with self._as_its_root():
-                bind_node(root, path, numbers, lambda place: syscalls.bind_in(namespace, source, place))
+            with self._as_container_root():
+                bind_node(root, path, numbers, lambda target: syscalls.bind_in(namespace, source, target))
         finally:
             os.close(namespace)
 
-    def _show(self, devices: Sequence[Document]) -> None:
-        """Replace the container's file of devices: the agent's file that is bound there, or a file in the container."""
+    def _replace_map(self, devices: Sequence[Document]) -> None:
+        """Replace the container's device map: the agent's file that is bound to it, or else a file in the container."""
         if os.path.exists(self._map_file):
             write_map(self._map_file, devices)
         else:
-            with self._root() as root, self._as_its_root():
+            with self._root() as root, self._as_container_root():
                 write_file(root, DEVICES_FILE, map_text(devices))
 
     @contextmanager
-    def _as_its_root(self) -> Iterator[None]:
-        """In a user namespace only the container's own users can create files on its file systems."""
+    def _as_container_root(self) -> Iterator[None]:
+        """Create files as the container's root, since only users of a user namespace can do so on its file systems."""
         if not self._ids.mapped:
             yield
             return
@@ -107,7 +109,7 @@ class RunningNodes:
 
     @contextmanager
     def _root(self) -> Iterator[str]:
-        """The root directory of the first process. Raises :class:`StateError` if that has ended."""
+        """The root directory of the first process. Raises :class:`StateError` if the process has ended."""
         root = self._open("root")
         try:
             yield f"/proc/self/fd/{root}"
@@ -115,7 +117,7 @@ class RunningNodes:
             os.close(root)
 
     def _set_rules(self, rules: list[Document]) -> None:
-        """Without rules no program guards the container's devices."""
+        """Replace the device rules. Without any, the container has no eBPF program for devices: nothing is replaced."""
         if rules == self._rules or not self._rules:
             return
         self._replace_rules(rules)

@@ -1,11 +1,11 @@
-"""A process of `crun exec` leads its session, as under runc, also where crun before 1.20 does not have it do so.
+"""Make each process of `crun exec` the leader of its session, as under runc, also with crun before 1.20.
 
-The older crun calls setsid(2) for a process with a terminal only (src/libcrun/linux.c, libcrun_join_process()), and
-only the process itself can call it. So crun is traced (ptrace(2)) until it has forked the process, and the process
-makes the call before it does anything else, by the system call instruction that it has just returned from. Processes
-with their own session are what `kill -- -$$` and job control rely on.
+`kill -- -$$` and job control require that a process leads a session. crun before 1.20 calls setsid(2) only for a
+process with a terminal (src/libcrun/linux.c, libcrun_join_process()), and no other process can call it for that
+process. So the agent traces crun (ptrace(2)) until crun has forked the process. The process then calls setsid(2) before
+anything else, by the system call instruction that it has just returned from.
 
-x86-64 only: on another architecture the process has the session of crun's child.
+This works only on x86-64. On other architectures the process stays in the session of crun's child.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _OPTIONS = 1 << _FORK | 1 << _VFORK | 1 << _CLONE | 1 << _EXIT
 _NT_PRSTATUS = 1
 _WALL, _WNOTHREAD = 0x40000000, 0x20000000  # include/uapi/linux/wait.h
 _SIGTRAP = 5
-#: Places in struct user_regs_struct (arch/x86/include/asm/user_64.h), and the number of setsid(2).
+#: Indexes of registers in struct user_regs_struct (arch/x86/include/asm/user_64.h) and their count; setsid(2).
 _RAX, _ORIG_RAX, _RIP, _REGISTERS = 10, 15, 16, 27
 _SETSID = 112
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
-#: crun's own process is 0 forks away; it forks one that enters the namespaces, and that one forks the process.
+#: The number of forks from crun to the process: crun forks a child that enters the namespaces, which forks the process.
 _PROCESS = 2
 _VERSION = re.compile(rb"crun version (\d+)\.(\d+)")
 libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
@@ -45,8 +45,8 @@ libc.ptrace.restype = ctypes.c_long
 
 
 @cache
-def needs_help(program: str, reaper: Reaper) -> bool:
-    """Whether this crun, by its version, leaves a process without a terminal in another session."""
+def lacks_setsid(program: str, reaper: Reaper) -> bool:
+    """Whether this crun, judged by its version, does not call setsid(2) for a process without a terminal."""
     if os.uname().machine != "x86_64":
         return False
     read, write = os.pipe()
@@ -57,18 +57,18 @@ def needs_help(program: str, reaper: Reaper) -> bool:
     with open(read, "rb") as output:
         text = output.read(4096)
     reaper.wait(pid)
-    return is_old(text)
+    return is_before_1_20(text)
 
 
-def is_old(text: bytes) -> bool:
-    """Whether the output of `crun --version` is of one before 1.20; unknown output is not. Pure."""
-    found = _VERSION.search(text)
-    return found is not None and (int(found[1]), int(found[2])) < (1, 20)
+def is_before_1_20(text: bytes) -> bool:
+    """Whether the output of `crun --version` shows a version before 1.20; False for unknown output. Pure."""
+    version = _VERSION.search(text)
+    return version is not None and (int(version[1]), int(version[2])) < (1, 20)
 
 
-def hand_over(crun: int, path: str, text: str, reaper: Reaper) -> None:
-    """Trace a crun that waits for what it reads from the FIFO ``path``, and write it."""
-    with suppress(OSError):  # the kernel does not let it be traced: the process has another session
+def trace_and_write(crun: int, path: str, text: str, reaper: Reaper) -> None:
+    """Trace a crun that is about to open the FIFO ``path`` for reading, then write ``text`` to the FIFO."""
+    with suppress(OSError):  # the kernel refuses tracing: the process stays in the session of crun's child
         Tracer(crun)
     while True:
         try:
@@ -77,7 +77,7 @@ def hand_over(crun: int, path: str, text: str, reaper: Reaper) -> None:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-        # Nothing tells that it has opened the other end. One that ends before says why in its log.
+        # No event reports that crun has opened the FIFO, so poll. If crun has ended, its log contains the reason.
         with reaper.hold(crun) as lives:
             if not lives:
                 return
@@ -88,16 +88,16 @@ def hand_over(crun: int, path: str, text: str, reaper: Reaper) -> None:
 
 
 class Tracer:
-    """Traces a crun that waits, from the call on until it has ended, in a thread."""
+    """Traces a crun that waits at its FIFO, in a thread, until that crun has ended."""
 
     def __init__(self, crun: int) -> None:
-        """Raises OSError where the kernel does not let it be traced."""
+        """Start tracing. Raises OSError if the kernel refuses it."""
         self._crun = crun
         self._forks = {crun: 0}
         self._early: set[int] = set()
         self._ready = threading.Event()
         self._failure: OSError | None = None
-        # Requests are a matter of one thread; those that it traces go on untraced when it ends.
+        # All ptrace requests must come from one thread. When the thread ends, its tracees run on untraced.
         threading.Thread(target=self._run, daemon=True).start()
         self._ready.wait()
         if self._failure is not None:
@@ -111,12 +111,12 @@ class Tracer:
             return
         finally:
             self._ready.set()
-        with suppress(OSError):  # what was traced has ended
+        with suppress(OSError):  # the traced processes have ended
             while self._step():
                 pass
 
     def _step(self) -> bool:
-        """Handle one stop of a traced process; whether there is more to come."""
+        """Handle one stop of a traced process. Returns False when crun has ended."""
         stopped = os.waitid(os.P_ALL, 0, os.WSTOPPED | _WALL | _WNOTHREAD)
         assert stopped is not None, "only with WNOHANG"
         pid, event, number = stopped.si_pid, stopped.si_status >> 8, stopped.si_status & 0xFF
@@ -138,7 +138,7 @@ class Tracer:
         return True
 
     def _begin(self, pid: int) -> bool:
-        """Let a process begin, the one that is looked for with a session of its own."""
+        """Let a new process run. The process of the exec first calls setsid(2), and is not traced any longer."""
         if self._forks[pid] == _PROCESS:
             _call_setsid(pid)
             _ptrace(_DETACH, pid, 0, 0)
@@ -148,7 +148,7 @@ class Tracer:
 
 
 def _call_setsid(pid: int) -> None:
-    """Have a process that has just returned from its fork call setsid(2), and go back to where it was."""
+    """Make a process call setsid(2) when it has just returned from fork(2), then restore its registers."""
     before = _registers(pid)
     with open(f"/proc/{pid}/mem", "rb") as memory:
         memory.seek(before[_RIP] - len(_SYSCALL_INSTRUCTION))
@@ -178,7 +178,7 @@ def _set_registers(pid: int, values: list[int]) -> None:
 
 
 def _vector(buffer: ctypes.Array[ctypes.c_char]) -> ctypes.Array[ctypes.c_size_t]:
-    """A struct iovec. Whoever passes it on keeps it and the buffer for the length of the call."""
+    """A struct iovec. The caller must keep a reference to it and to the buffer during the system call."""
     return (ctypes.c_size_t * 2)(ctypes.addressof(buffer), len(buffer))
 
 

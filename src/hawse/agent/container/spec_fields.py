@@ -1,4 +1,4 @@
-"""Which field of a specification an error of crun's is about: crun names files, system calls and mounts. Pure.
+"""Find the field of a specification that an error of crun concerns. crun names files, system calls and mounts. Pure.
 
 The phrases are those of crun 1.8.1 and 1.21 (src/libcrun/container.c, linux.c, cgroup-resources.c, seccomp.c).
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-#: In their order: the first that is found counts.
+#: The first phrase that matches decides.
 _PHRASES = (
     (r"[ug]id_map|setres[ug]id", "linux.uidMappings and linux.gidMappings"),
     (r"setgroups", "process.user.additionalGids"),
@@ -33,23 +33,23 @@ _PHRASES = (
     (r"`hugetlb\.", "linux.resources.hugepageLimits"),
     (r"`(?:io|blkio)\.", "linux.resources.blockIO"),
 )
-#: The place of the path that a mount is for.
+#: The destination of a mount is the group of each pattern.
 _MOUNTS = (r"mount `[^`]*` to `([^`]*)`", r"target `([^`]*)`", r"(?:mkdir|remount|open|mount_setattr) `([^`]*)`")
 
 
 def field_of(message: str, spec: Mapping[str, Any]) -> str:
-    """The field, with the mount or the device that it is about; "" where the message does not tell."""
+    """The field, with the mount or the device that the message concerns; "" if the message does not show it."""
     for name in ((spec.get("linux") or {}).get("resources") or {}).get("unified") or ():
         if f"`{name}`" in message:
             return "linux.resources.unified"
     for phrase in _MOUNTS:
-        if (found := re.search(phrase, message)) and (field := _at(_absolute(found[1]), spec)):
+        if (match := re.search(phrase, message)) and (field := _at(_absolute(match[1]), spec)):
             return field
     return next((field for phrase, field in _PHRASES if re.search(phrase, message)), "")
 
 
 def _at(path: str, spec: Mapping[str, Any]) -> str:
-    """The device or the mount at a path: of several mounts the last."""
+    """The device or the mount at a path; of several mounts, the last one."""
     for device in (spec.get("linux") or {}).get("devices") or ():
         if _absolute(device["path"]) == path:
             return f"linux.devices: {path}"

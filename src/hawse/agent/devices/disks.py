@@ -1,4 +1,4 @@
-"""Block devices of the host as the guest has them: disks of virtio-blk, found in sysfs by their PCI address."""
+"""Block devices of the host in the guest: virtio-blk disks, found in sysfs by their PCI addresses."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from hawse.errors import DeviceError
 
 
 def bind_disk(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> dict[str, int]:
-    """Wait for the function, bind it to virtio's driver, wait for its disk; the numbers of the disk's node."""
+    """Wait for the function, bind it to virtio's driver, wait for its disk. Returns the numbers of the disk's node."""
     deadline = time.monotonic() + seconds
     hardware.bind_virtio(uevents, address, seconds=seconds, root=root)
     numbers: dict[str, int] = {}
 
-    def is_there() -> bool:
+    def disk_exists() -> bool:
         numbers.update(_numbers(f"{root}/sys/bus/pci/devices/{address}/virtio*/block/*/dev") or {})
         return bool(numbers)
 
-    if not uevents.wait_until(is_there, deadline=deadline):
+    if not uevents.wait_until(disk_exists, deadline=deadline):
         raise DeviceError(
             f"{address}: bound to {hardware.VIRTIO}, but no disk appeared within {seconds:g} s",
-            hint="the guest's console log tells whether virtio_blk took it",
+            hint="the guest's console log shows whether virtio_blk accepted the device",
         )
     return numbers
 
 
 def misc_numbers(name: str, *, root: str = "") -> dict[str, int] | None:
-    """The numbers of a misc device of the guest's kernel; None where it has none of that name."""
+    """The numbers of a misc device of the guest kernel; None if it has no device with this name."""
     return _numbers(f"{root}/sys/class/misc/{name}/dev")
 
 
@@ -39,7 +39,7 @@ def _numbers(pattern: str) -> dict[str, int] | None:
             with open(path) as file:
                 major, _, minor = file.read().strip().partition(":")
         except OSError:
-            continue  # it has gone
+            continue  # the disk has been removed
         if major.isdigit() and minor.isdigit():
             return {"major": int(major), "minor": int(minor)}
     return None

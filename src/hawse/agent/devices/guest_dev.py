@@ -1,12 +1,12 @@
-"""Device nodes of a container that shows the guest's own /dev, or a directory of it.
+"""Device nodes of a container whose mounts show the guest's /dev or a directory of it.
 
-What the guest's kernel puts there is what all containers with such a mount see, so nothing is written there:
+All containers with such a mount see the same devtmpfs, so nodes are not created in it:
 
-- Nodes are bound to their places. A place that is missing is an empty file in the guest's /dev for as long as a
-  container uses it.
-- Over the directory of VFIO's nodes lies a tmpfs with the nodes of the container. There a file could have the name of a
-  group that the guest gets later, and the kernel would make no node for that (Linux drivers/base/devtmpfs.c,
-  handle_create()). Another lies over the directory of the list of devices.
+- Nodes are bound to mount points. A missing mount point is created as an empty file in the guest's /dev, and exists
+  while a container uses it.
+- A tmpfs with the container's nodes is mounted over the directory of the VFIO nodes. Otherwise a file could have the
+  name of a group that the guest gets later, and the kernel would not create the group's node (Linux
+  drivers/base/devtmpfs.c, handle_create()). Another tmpfs is mounted over the directory of the device map.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 _DEV, _VFIO, _LIST = "/dev", "/dev/vfio", posixpath.dirname(DEVICES_FILE)
 _COVER = {"type": "tmpfs", "source": "hawse-nodes", "options": ["nosuid", "noexec", "mode=755", "size=64k"]}
 _ROOT: Document = {"type": "bind", "destination": "/"}
-#: How many containers use a place, and the lock of that.
+#: The number of containers that use each mount point, and the lock for it.
 _uses: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
 def innermost(path: str, mounts: Sequence[Document]) -> Document:
-    """The mount that a path is on: the last of those at the deepest place around it."""
+    """The mount that a path is on: the last one at the deepest destination that contains it."""
     path = posixpath.normpath(path)
-    found = _ROOT
+    deepest = _ROOT
     for mount in mounts:
         where = posixpath.normpath(mount["destination"])
-        around = path.startswith(f"{where.rstrip('/')}/")
-        if around and len(where) >= len(posixpath.normpath(found["destination"])):
-            found = mount
-    return found
+        contains = path.startswith(f"{where.rstrip('/')}/")
+        if contains and len(where) >= len(posixpath.normpath(deepest["destination"])):
+            deepest = mount
+    return deepest
 
 
 def is_bind(mount: Document) -> bool:
@@ -53,7 +53,7 @@ def is_bind(mount: Document) -> bool:
 
 
 def guest_path(path: str, mounts: Sequence[Document]) -> str:
-    """What of the guest's /dev a container has at a path; "" where it has something else."""
+    """The path in the guest's /dev that a container sees at ``path``; "" if that is not in the guest's /dev."""
     mount = innermost(path, mounts)
     source = mount.get("source") or ""
     if not is_bind(mount) or not (source == _DEV or source.startswith(f"{_DEV}/")):
@@ -62,12 +62,12 @@ def guest_path(path: str, mounts: Sequence[Document]) -> str:
 
 
 def with_covers(spec: Document, *, container_node: bool) -> tuple[Document, list[str]]:
-    """The specification with a tmpfs over each directory of the guest's /dev that the container must not share.
+    """Mount a tmpfs over each directory of the guest's /dev that the container must not share.
 
-    A container must not share the directory of VFIO's nodes, even if it has none: groups may be attached to it.
+    A container must not share the directory of VFIO nodes, even if it has no groups: groups may be attached to it.
 
-    ``container_node``: the guest has /dev/vfio/vfio, which such a container keeps. The second value is the guest's
-    directories that are covered.
+    ``container_node``: the guest has /dev/vfio/vfio, so bind it into the tmpfs for a container that would see it.
+    Returns the new specification, and the guest's directories that are covered.
     """
     mounts: list[Document] = list(spec.get("mounts") or ())
     paths = [device["path"] for device in (spec.get("linux") or {}).get("devices") or ()]
@@ -91,40 +91,40 @@ def with_covers(spec: Document, *, container_node: bool) -> tuple[Document, list
 
 
 def is_covered(path: str, mounts: Sequence[Document]) -> bool:
-    """Whether a path is in a directory of :func:`with_covers`."""
+    """Whether a path is in a directory that :func:`with_covers` has covered."""
     return innermost(path, mounts).get("source") == _COVER["source"]
 
 
 def is_same(device: Document, path: str) -> bool:
-    """Whether the node at a path is as the entry of ``linux.devices`` asks for it."""
+    """Whether type, numbers, mode and owners of the node at a path are those of an entry of ``linux.devices``."""
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except OSError:
         return False
     kinds = {"c": stat.S_ISCHR, "u": stat.S_ISCHR, "b": stat.S_ISBLK}
     mode = device.get("fileMode")
     return (
         device["type"] in kinds
-        and kinds[device["type"]](found.st_mode)
-        and found.st_rdev == os.makedev(device.get("major") or 0, device.get("minor") or 0)
-        and stat.S_IMODE(found.st_mode) == (0o666 if mode is None else mode & 0o7777)
-        and (found.st_uid, found.st_gid) == (device.get("uid") or 0, device.get("gid") or 0)
+        and kinds[device["type"]](status.st_mode)
+        and status.st_rdev == os.makedev(device.get("major") or 0, device.get("minor") or 0)
+        and stat.S_IMODE(status.st_mode) == (0o666 if mode is None else mode & 0o7777)
+        and (status.st_uid, status.st_gid) == (device.get("uid") or 0, device.get("gid") or 0)
     )
 
 
-def make_directories(paths: Sequence[str], *, root: str = "/") -> None:
-    """Make directories, which stay. Root of a user namespace could not. Raises :class:`StateError`."""
+def create_directories(paths: Sequence[str], *, root: str = "/") -> None:
+    """Create directories, which are not removed. A user namespace's root could not create them. Raises StateError."""
     for path in paths:
         os.close(open_parent(root or "/", f"{path}/", make=True))
 
 
-def make_places(paths: Sequence[str], *, root: str = "/") -> None:
-    """Make empty files where nothing is. Raises :class:`StateError`; :func:`remove_places` undoes it."""
+def create_mount_points(paths: Sequence[str], *, root: str = "/") -> None:
+    """Create empty files at paths that do not exist. Raises StateError; :func:`remove_mount_points` undoes it."""
     with _lock:
         for path in paths:
             _uses[path] += 1
         for path in paths:
-            # A container that can write to /dev may have planted links there.
+            # A container that can write to /dev may have created symbolic links in it.
             parent = open_parent(root or "/", path, make=True)
             try:
                 flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
@@ -132,13 +132,14 @@ def make_places(paths: Sequence[str], *, root: str = "/") -> None:
             except FileExistsError:
                 continue
             except OSError as error:
-                raise StateError(f"{path}: there cannot be a node in the guest: {error.strerror}") from None
+                problem = "the guest cannot create a mount point for the node"
+                raise StateError(f"{path}: {problem}: {error.strerror}") from None
             finally:
                 os.close(parent)
 
 
-def remove_places(paths: Sequence[str], *, root: str = "/") -> None:
-    """Remove those that no other container uses. What is mounted on a file that is removed would go with it."""
+def remove_mount_points(paths: Sequence[str], *, root: str = "/") -> None:
+    """Remove mount points that no other container uses: removing a file also removes the mounts on it."""
     with _lock:
         for path in paths:
             _uses[path] -= 1
@@ -149,8 +150,8 @@ def remove_places(paths: Sequence[str], *, root: str = "/") -> None:
                 parent = open_parent(root or "/", path, make=False)
                 try:
                     name = os.path.basename(path)
-                    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-                    if stat.S_ISREG(found.st_mode) and not found.st_size:
+                    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and not status.st_size:
                         os.unlink(name, dir_fd=parent)
                 finally:
                     os.close(parent)

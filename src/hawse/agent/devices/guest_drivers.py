@@ -1,4 +1,4 @@
-"""Functions that are left to the guest's own drivers: bound to them, and what then stands for them, found in sysfs."""
+"""Functions that guest drivers use: bind them, and find their interfaces and nodes in sysfs."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 
     Answer = Document
 
-#: What a driver has ready a while after it has bound (PCI Code and ID Assignment Specification, section 1.1).
+#: Base classes whose disks or interfaces appear some time after the driver has bound (PCI Code and ID Assignment
+#: Specification, section 1.1).
 _STORAGE, _NETWORK = 0x01, 0x02
-#: Namespaces of an NVMe controller are scanned for after its driver has bound; one may have none.
+#: An NVMe driver scans for namespaces after it has bound. A controller may have no namespace.
 _SCAN_SECONDS = 30.0
 _HEADER_TYPE, _MULTIFUNCTION = 0x0E, 0x80  # PCI Local Bus 3.0, section 6.2.1
-_MAX_NAME = 16  # IFNAMSIZ, with the end's byte
+_MAX_NAME = 16  # IFNAMSIZ, including the terminating null byte
 
 
 def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float, root: str = "") -> Answer:
-    """Wait for the function and give it to the driver that knows it: {"driver", "interfaces", "nodes"}.
+    """Wait for the function and bind it to the guest driver that supports it.
 
-    ``drivers`` is a directory of modules with modules.dep and modules.alias. A node has "name" (its path
-    below /dev), "kind" ("b" or "c"), "major" and "minor". Raises :class:`DeviceError`.
+    Returns {"driver", "interfaces", "nodes"}; a node has "name" (its path below /dev), "kind" ("b" or "c"), "major" and
+    "minor". ``drivers`` is a directory of modules with modules.dep and modules.alias. Raises :class:`DeviceError`.
     """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
@@ -50,9 +51,9 @@ def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float,
     with trace.span(f"{address} bound"):
         bound = uevents.wait_until(lambda: _probe(address, check, root), deadline=min(deadline, time.monotonic() + 10))
     if not bound:
-        why = f"{', '.join(names)} does not take it" if names else "there is none for it"
+        why = f"{', '.join(names)} did not bind to it" if names else "no module matches it"
         raise DeviceError(
-            f"{address}: no driver of the guest's kernel has it: {why}",
+            f"{address}: no driver of the guest kernel binds to the device: {why}",
             hint="pass it in the mode vfio, or use a kernel with its driver: image.kernel and image.modules",
         )
     kind = sysfs.read_number(address, "class", root=root) >> 16
@@ -72,11 +73,11 @@ def bind_native(uevents: Uevents, address: str, *, drivers: str, seconds: float,
     }
 
 
-def hand_over(functions: Sequence[Answer], pid: int, *, root: str = "") -> None:
-    """Move the interfaces of a container's functions to its network namespace, that of its process ``pid``.
+def move_interfaces(functions: Sequence[Answer], pid: int, *, root: str = "") -> None:
+    """Move the network interfaces of a container's functions to the network namespace of its process ``pid``.
 
-    A function is an entry of the map. They are back in the machine's when that namespace is gone (Linux
-    net/core/dev.c, default_device_exit_net()). Raises :class:`DeviceError`.
+    ``functions`` are entries of the device map. When that namespace is destroyed, the kernel moves the interfaces back
+    to the guest's (Linux net/core/dev.c, default_device_exit_net()). Raises :class:`DeviceError`.
     """
     for function in functions:
         for name in function.get("interfaces") or ():
@@ -86,25 +87,25 @@ def hand_over(functions: Sequence[Answer], pid: int, *, root: str = "") -> None:
             except OSError as error:
                 address = function["guest"]["address"]
                 raise DeviceError(
-                    f"{address}: {name} cannot go to the network namespace of its container: {error.strerror}",
-                    hint="leave the namespace out, so that the container has the network of its pod",
+                    f"{address}: {name} cannot be moved to the network namespace of its container: {error.strerror}",
+                    hint="remove the network namespace from config.json: the container then uses its pod's network",
                 ) from None
 
 
 def matching(alias: str, table: str) -> list[str]:
-    """The modules whose patterns match, each once (modules.alias: "alias PATTERN MODULE", depmod(8))."""
-    from fnmatch import fnmatchcase  # here, since most guests never need it
+    """The modules whose patterns match a modalias, each once (modules.alias: "alias PATTERN MODULE", depmod(8))."""
+    from fnmatch import fnmatchcase  # imported here, because most guests do not need it
 
-    found: list[str] = []
+    modules: list[str] = []
     try:
         with open(table) as file:
             for line in file:
                 words = line.split()
-                if len(words) == 3 and words[2] not in found and fnmatchcase(alias, words[1]):
-                    found.append(words[2])
+                if len(words) == 3 and words[2] not in modules and fnmatchcase(alias, words[1]):
+                    modules.append(words[2])
     except FileNotFoundError:
         return []
-    return found
+    return modules
 
 
 def interfaces(device: str) -> list[str]:
@@ -113,9 +114,9 @@ def interfaces(device: str) -> list[str]:
 
 
 def interface_name(address: str, port: int, *, multifunction: bool = False) -> str:
-    """By the function's address, as systemd names them (systemd.net-naming-scheme(7)), "enp2s0" say.
+    """A name from the function's address, as by systemd (systemd.net-naming-scheme(7)), for example "enp2s0".
 
-    The kernel's own names, eth0 and on, are those that engines give their interfaces.
+    The kernel's names, eth0 and so on, are not used: engines give them to their own interfaces.
     """
     domain, bus, rest = address.split(":")
     slot, function = (int(number, 16) for number in rest.split("."))
@@ -130,14 +131,14 @@ def _rename(address: str, device: str) -> None:
     multifunction = bool(header[_HEADER_TYPE:] and header[_HEADER_TYPE] & _MULTIFUNCTION)
     for name in interfaces(device):
         with open(f"{device}/net/{name}/ifindex") as index, open(f"{device}/net/{name}/dev_port") as port:
-            wanted = interface_name(address, int(port.read()), multifunction=multifunction)
-            if len(wanted) < _MAX_NAME:
-                netlink.talk([netlink.link(int(index.read()), name=wanted)])
+            new_name = interface_name(address, int(port.read()), multifunction=multifunction)
+            if len(new_name) < _MAX_NAME:
+                netlink.talk([netlink.link(int(index.read()), name=new_name)])
 
 
 def nodes(device: str) -> list[Document]:
-    """The nodes below /dev that a driver has made of a function: a disk with its partitions, a DRM card."""
-    found: list[Document] = []
+    """The nodes below /dev that a driver has created for a function: a disk with its partitions, a DRM card."""
+    device_nodes: list[Document] = []
     for directory, _, files in os.walk(device):
         if "dev" not in files or "uevent" not in files:
             continue
@@ -147,12 +148,12 @@ def nodes(device: str) -> list[Document]:
         if name and major.isdigit() and minor.isdigit():
             block = os.path.basename(os.path.realpath(f"{directory}/subsystem")) == "block"
             kind = "b" if block else "c"
-            found.append({"name": name, "kind": kind, "major": int(major), "minor": int(minor)})
-    return sorted(found, key=lambda node: str(node["name"]))
+            device_nodes.append({"name": name, "kind": kind, "major": int(major), "minor": int(minor)})
+    return sorted(device_nodes, key=lambda node: str(node["name"]))
 
 
 def _probe(address: str, check: Callable[[], None], root: str) -> bool:
-    """Let any driver probe the function, and wait for the end of the probe. True when a driver has it."""
+    """Let any driver probe the function, and wait until the probe has finished. Returns whether a driver is bound."""
     check()
     if not sysfs.driver(address, root=root):
         hardware.probe(address, root=root)

@@ -1,7 +1,8 @@
-"""From a function that the host is about to plug to a VFIO group that a container can open.
+"""Wait for a function that the host plugs, and bind it, so that a container can open its VFIO group.
 
-The order is fixed and each link is looked at in sysfs: device at its address → driver link is vfio-pci → iommu_group
-link → /dev/vfio/<group> with the numbers of /sys/class/vfio. The error names the last link that was reached.
+The steps have a fixed order, and each is checked in sysfs: the device appears at its address, the driver link is
+vfio-pci, the iommu_group link appears, and /dev/vfio/<group> appears with the numbers of /sys/class/vfio. The error
+names the last step that succeeded.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 DRIVER = "vfio-pci"
 VIRTIO = "virtio-pci"
 _BIND_SECONDS = 10.0
-#: Whose wait for a function is the newest, by its address.
+#: The newest wait for a function, by the function's address.
 _newest: dict[str, object] = {}
 
 
@@ -34,14 +35,15 @@ def await_probe(device: str) -> None:
     """Wait until no probe of a function with a driver is in progress. ``device`` is its directory in sysfs.
 
     PCI hotplug probes a function that it adds, even with drivers_autoprobe=0 (drivers/pci/bus.c,
-    pci_bus_add_device()). The driver link appears at the start of a probe, and what the driver makes (VFIO's device
-    file, a network interface) comes later. A probe holds the device's lock (drivers/base/dd.c, __device_attach()). A
-    request to bind the function to the driver that it has takes the lock as well, and is then refused with EBUSY
-    (dd.c, device_driver_attach(), since Linux 5.14). Reading driver_override takes the lock in kernels before 6.12.y.
+    pci_bus_add_device()). The driver link appears at the start of a probe; objects that the driver creates (VFIO's
+    device file, a network interface) appear later. A probe holds the device's lock (drivers/base/dd.c,
+    __device_attach()). A request to bind the function to its present driver acquires the same lock, and then fails with
+    EBUSY (dd.c, device_driver_attach(), since Linux 5.14). Reading driver_override acquires the lock in kernels before
+    6.12.y.
     """
     with open(f"{device}/driver_override") as file:
         file.read()
-    with suppress(OSError):  # EBUSY, or the probe has failed and the link is gone: the caller looks at the link again
+    with suppress(OSError):  # EBUSY, or the probe has failed and the link is missing: the caller checks the link again
         write(f"{device}/driver/bind", os.path.basename(device))
 
 
@@ -53,12 +55,13 @@ def bind_vfio(
     root: str = "",
     await_probe: Callable[[str], None] = await_probe,
 ) -> dict[str, object]:
-    """Wait for the function, bind it to vfio-pci, wait for its group: {"group", "major", "minor"} of its node.
+    """Wait for the function, bind it to vfio-pci, and wait for its group.
 
-    Beside them "bars", the bytes of those of its BARs that have room; and, None on a kernel without them, "file", the
-    number, major and minor of its device file, and "iommu", the numbers of /dev/iommu. The file comes with the probe,
-    after the group's node (Linux drivers/vfio/vfio_main.c, __vfio_register_dev()), and the probe is over
-    when the driver's file has been written to.
+    Returns "group", "major" and "minor" of the group's node; "bars", the sizes in bytes of the six BARs, 0 for one
+    without address space; "file", the number, major and minor of the function's device file; and "iommu", the numbers
+    of /dev/iommu. The last two are None on a kernel without device files. The probe creates the device file after the
+    group's node (Linux drivers/vfio/vfio_main.c, __vfio_register_dev()); it has finished when :func:`await_probe`
+    returns. Raises :class:`DeviceError`.
     """
     deadline = time.monotonic() + seconds
     with trace.span(f"{address} appears"):
@@ -69,21 +72,21 @@ def bind_vfio(
     if not uevents.wait_until(lambda: sysfs.iommu_group(address, root=root) is not None, deadline=deadline):
         raise DeviceError(
             f"{address}: bound to {DRIVER} in the guest, but no iommu_group link appeared within {seconds:g} s",
-            hint="the guest has no working IOMMU; its console log has lines of DMAR",
+            hint="the guest has no working IOMMU: look for lines with DMAR in its console log",
         )
     group = sysfs.iommu_group(address, root=root)
     assert group is not None
     numbers: tuple[int, int] | None = None
 
-    def node_is_there() -> bool:
+    def node_exists() -> bool:
         nonlocal numbers
         numbers = sysfs.group_numbers(group, root=root)
         return numbers is not None and os.path.exists(f"{root}/dev/vfio/{group}")
 
-    if not uevents.wait_until(node_is_there, deadline=deadline) or numbers is None:
+    if not uevents.wait_until(node_exists, deadline=deadline) or numbers is None:
         raise DeviceError(
             f"{address}: in the guest's group {group}, but /dev/vfio/{group} did not appear within {seconds:g} s",
-            hint="the guest's console log tells whether VFIO refused the group",
+            hint="the guest's console log shows whether VFIO refused the group",
         )
     file, iommu = sysfs.device_file(address, root=root), sysfs.iommu_numbers(root=root)
     return {
@@ -97,10 +100,10 @@ def bind_vfio(
 
 
 def rescan_bridge(address: str, *, root: str = "") -> None:
-    """Remove the bridge that a function is behind, and rescan the bus that it is on.
+    """Remove the bridge above a function, and rescan the bridge's bus.
 
-    The windows of a bridge that was empty have 2 MiB each; now the kernel makes them for what is there, within those of
-    the port that the bridge is in (Linux drivers/pci/probe.c, pci_rescan_bus()). Raises :class:`DeviceError`.
+    The windows of a bridge without devices have 2 MiB each. The rescan sizes them for the present devices, within the
+    windows of the bridge's port (Linux drivers/pci/probe.c, pci_rescan_bus()). Raises :class:`DeviceError`.
     """
     bridge = os.path.dirname(os.path.realpath(f"{root}/sys/bus/pci/devices/{address}"))
     buses = f"{os.path.dirname(bridge)}/pci_bus"
@@ -115,7 +118,7 @@ def rescan_bridge(address: str, *, root: str = "") -> None:
 
 
 def open_once(path: str) -> None:
-    """Open a node and close it again. Raises OSError; EBUSY when a process has the group open."""
+    """Open a node and close it again. Raises OSError; EBUSY if the group is open in a process."""
     os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
 
@@ -126,28 +129,29 @@ def end_users(
     force: bool,
     seconds: float,
     root: str = "",
-    claim: Callable[[str], None] = open_once,
+    try_open: Callable[[str], None] = open_once,
 ) -> None:
-    """See that nobody has the group or a device file of it open: a function in use is not let go by vfio-pci, and its
-    removal would wait in the kernel's only queue for hotplug (Linux drivers/vfio/vfio_main.c,
-    vfio_unregister_group_dev()).
+    """Ensure that the group and its device files are not open in any process. With ``force``, kill the processes.
 
-    With ``force`` its users are killed. Raises :class:`DeviceError` naming them.
+    vfio-pci does not release a function that is in use: its removal would block the kernel's only hotplug queue (Linux
+    drivers/vfio/vfio_main.c, vfio_unregister_group_dev()). ``seconds`` is the time for killed processes to end.
+
+    Raises :class:`DeviceError` naming the processes.
     """
     path = f"{root}/dev/vfio/{group}"
-    members = [sysfs.device_file(address, root=root) for address in sysfs.group_members(group, root=root)]
-    files = [f"{root}/dev/vfio/devices/vfio{found[0]}" for found in members if found]
+    numbers = [sysfs.device_file(address, root=root) for address in sysfs.group_members(group, root=root)]
+    files = [f"{root}/dev/vfio/devices/vfio{file[0]}" for file in numbers if file]
 
     def is_free() -> bool:
         try:
-            claim(path)
+            try_open(path)
         except FileNotFoundError:
             return True
         except OSError as error:
             if error.errno != errno.EBUSY:
                 raise DeviceError(f"{path} in the guest: {os.strerror(error.errno or 0)}") from None
         else:
-            # A device file that is open and bound to nothing yet keeps its device, and not its group.
+            # An open device file that is not bound to an iommufd yet reserves its device, but not its group.
             if not _users(files, root):
                 return True
         if force:
@@ -160,61 +164,63 @@ def end_users(
         users = _users([path, *files], root)
         who = ", ".join(f"{words!r} (process {pid} of the guest)" for pid, words in users) or "a process"
         raise DeviceError(
-            f"group {group} of the guest is in use: {who} has it open", hint="end it first, or detach with --force"
+            f"group {group} of the guest is in use: {who} has it open",
+            hint="end that process first, or detach with --force",
         )
     if not uevents.wait_until(is_free, deadline=time.monotonic() + seconds):
         raise DeviceError(f"group {group} of the guest is still in use {seconds:g} s after its users were killed")
 
 
 def _users(paths: list[str], root: str) -> list[tuple[int, str]]:
-    """Processes that have one of the nodes open."""
+    """Pid and command line of each process that opened one of the nodes."""
     nodes = {os.stat(path).st_rdev for path in paths if os.path.exists(path)}
-    found: list[tuple[int, str]] = []
+    users: list[tuple[int, str]] = []
     if not nodes:
-        return found
+        return users
     for pid in filter(str.isdigit, os.listdir(f"{root}/proc")):
         if int(pid) == os.getpid():
             continue
         try:
             descriptors = [f"{root}/proc/{pid}/fd/{fd}" for fd in os.listdir(f"{root}/proc/{pid}/fd")]
             if any(os.stat(fd).st_rdev in nodes and stat.S_ISCHR(os.stat(fd).st_mode) for fd in descriptors):
-                # Not comm, which for a program of a busybox may be anything.
+                # comm is not used: for a busybox applet it may be any name.
                 with open(f"{root}/proc/{pid}/cmdline", "rb") as file:
                     words = file.read(200).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-                found.append((int(pid), words))
+                users.append((int(pid), words))
         except OSError:
-            continue  # it has ended
-    return found
+            continue  # the process has ended
+    return users
 
 
 def bind_virtio(uevents: Uevents, address: str, *, seconds: float, root: str = "") -> None:
-    """Wait for a virtio function and give it to virtio's driver, whose own bus probes by itself."""
+    """Wait for a virtio function and bind it to virtio's PCI driver. Drivers on the virtio bus bind automatically."""
     deadline = time.monotonic() + seconds
     check = await_device(uevents, address, seconds=seconds, deadline=deadline, root=root)
     _bind(uevents, address, VIRTIO, check, deadline=min(deadline, time.monotonic() + _BIND_SECONDS), root=root)
 
 
 def await_device(uevents: Uevents, address: str, *, seconds: float, deadline: float, root: str) -> Callable[[], None]:
-    """Wait until the function is there. Raises :class:`DeviceError` at the deadline, and as what it returns does.
+    """Wait until the function appears. Returns a check, to be called before each change of the function.
 
-    That is to be called before the function is touched, and raises :class:`DeviceError` when somebody else has begun to
-    wait for one at the same address: the host has given up on this wait, and what comes there now is another function.
+    The check raises :class:`DeviceError` if a newer wait for the same address has begun: then the host has abandoned
+    this wait, and the next function at the address is another one. This also raises :class:`DeviceError`, then and at
+    the deadline.
     """
     device = f"{root}/sys/bus/pci/devices/{address}"
-    mine = _newest[address] = object()
+    this_wait = _newest[address] = object()
 
     def check() -> None:
-        if _newest[address] is not mine:
-            raise DeviceError(f"{address}: given up, since another function is to come to the same address")
+        if _newest[address] is not this_wait:
+            raise DeviceError(f"{address}: the wait was abandoned: another function will appear at the same address")
 
-    def is_there() -> bool:
+    def exists() -> bool:
         check()
         return os.path.exists(f"{device}/driver_override")
 
-    if not uevents.wait_until(is_there, deadline=deadline):
+    if not uevents.wait_until(exists, deadline=deadline):
         raise DeviceError(
             f"{address}: the device did not appear in the guest within {seconds:g} s",
-            hint="the guest's console log tells whether its PCI hotplug saw the device and found room for its BARs",
+            hint="the guest's console log shows whether PCI hotplug found the device and address space for its BARs",
         )
     return check
 
@@ -229,11 +235,11 @@ def _bind(
     root: str,
     await_probe: Callable[[str], None] = await_probe,
 ) -> None:
-    """Have a driver probe the function, and see that it took it.
+    """Let a driver probe the function, and check that it has bound to it.
 
-    Its directory and uevent come before the kernel lets any driver match it (pci_device_add(), then
-    pci_bus_add_device(), in drivers/pci/probe.c and bus.c), and a probe that finds no driver is no error of the write.
-    So the link alone counts, and the probe is repeated until it is there.
+    The function's directory and uevent appear before the kernel allows a driver to match it (pci_device_add(), then
+    pci_bus_add_device(), in drivers/pci/probe.c and bus.c). The write of a probe that finds no driver does not fail. So
+    the probe is repeated until the driver link appears. Raises :class:`DeviceError`.
     """
 
     device = f"{root}/sys/bus/pci/devices/{address}"
@@ -242,7 +248,7 @@ def _bind(
         check()
         if sysfs.driver(address, root=root) != driver:
             probe(address, root=root)
-        # The link first, and then the end of the probe: one that begins between the two would not be waited for.
+        # Check the link before waiting for the probe: a probe that begins later would not be waited for.
         if sysfs.driver(address, root=root) != driver:
             return False
         await_probe(device)
@@ -258,16 +264,17 @@ def _bind(
         bound, reason = False, os.strerror(error.errno or 0)
     if not bound:
         raise DeviceError(
-            f"{address}: appeared in the guest, but refuses to bind to {driver}: {reason}",
-            hint="the guest's console log has the driver's reason",
+            f"{address}: appeared in the guest, but does not bind to {driver}: {reason}",
+            hint="the guest's console log shows the driver's reason",
         )
 
 
 def probe(address: str, *, root: str) -> None:
-    """Have the drivers that match the function probe it, which does not tell whether one took it.
+    """Let the drivers that match the function probe it. The result does not show whether one has bound.
 
-    Its directory comes before the bus finds it by name, too (bus_add_device() in drivers/base/bus.c adds the link, then
-    the entry of the list that is searched): ENODEV means not yet, or not any more.
+    The function's directory appears before the bus finds the function by its name (bus_add_device() in
+    drivers/base/bus.c adds the link, then the entry of the list that is searched). So ENODEV, which is ignored, means
+    that the function is not yet or no longer on the bus. Raises OSError for other errors.
     """
     try:
         write(f"{root}/sys/bus/pci/drivers_probe", address)
@@ -277,6 +284,6 @@ def probe(address: str, *, root: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-    """Write to a file of sysfs."""
+    """Write to a sysfs file."""
     with open(path, "w") as file:
         file.write(text)

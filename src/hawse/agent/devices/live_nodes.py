@@ -1,8 +1,8 @@
-"""Device nodes and files in a container that runs: made and removed beside it, in its own file systems.
+"""Create and remove device nodes and files in the file systems of a running container, from outside of it.
 
-The container's root is hostile ground: every directory on the way may be replaced by a link at any moment, and
-/proc/<pid>/root resolves an absolute link from the agent's own root. So each step is taken from an open directory and
-none follows a link (openat(2), O_NOFOLLOW; O_EXCL does not follow one either). Python sets O_CLOEXEC (PEP 446).
+The container's file systems are hostile: every directory on a path may be replaced by a symbolic link at any moment,
+and /proc/<pid>/root resolves an absolute link from the agent's root. So each step starts from an open directory and
+follows no link (openat(2), O_NOFOLLOW; O_EXCL does not follow a link either). Python sets O_CLOEXEC (PEP 446).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def make_node(root: str, path: str, numbers: tuple[int, int], *, mode: int, uid: int, gid: int) -> None:
-    """A character device at an absolute path below ``root``. One that is there already is left as it is.
+    """Create a character device at an absolute path below ``root``. An existing node of the device is not changed.
 
-    Raises :class:`StateError` where something else is in the way.
+    Raises :class:`StateError` if another file exists at the path.
     """
     device = os.makedev(*numbers)
     parent = open_parent(root, path, make=True)
@@ -30,9 +30,9 @@ def make_node(root: str, path: str, numbers: tuple[int, int], *, mode: int, uid:
             os.mknod(name, stat.S_IFCHR | 0o600, device, dir_fd=parent)
         except FileExistsError:
             if not _is_node(parent, name, device):
-                raise StateError(f"{path}: something else is there in the container") from None
+                raise StateError(f"{path}: another file exists at this path in the container") from None
             return
-        # By the open node itself: its name may be another's by now.
+        # Use the open node: its name may refer to another file by now.
         node = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=parent)
         try:
             if os.fstat(node).st_rdev == device:
@@ -41,33 +41,33 @@ def make_node(root: str, path: str, numbers: tuple[int, int], *, mode: int, uid:
         finally:
             os.close(node)
     except OSError as error:
-        raise StateError(f"{path}: the node cannot be made in the container: {error.strerror}") from None
+        raise StateError(f"{path}: the node cannot be created in the container: {error.strerror}") from None
     finally:
         os.close(parent)
 
 
 def bind_node(root: str, path: str, numbers: tuple[int, int], bind: Callable[[int], None]) -> None:
-    """As :func:`make_node`, where no node may be made: ``bind`` mounts one at the empty file of a descriptor.
+    """Like :func:`make_node`, for a container in which nodes cannot be created.
 
-    :func:`remove_node` takes it away again: the kernel ends a mount of another namespace whose place is unlinked
-    (Linux fs/namespace.c, __detach_mounts()).
+    ``bind`` mounts a node on the empty file of a descriptor. :func:`remove_node` also removes this node: the kernel
+    detaches a mount of another namespace when its mount point is unlinked (Linux fs/namespace.c, __detach_mounts()).
     """
     parent = open_parent(root, path, make=True)
     try:
         name = os.path.basename(path)
         try:
-            place = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
+            target = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=parent)
         except FileExistsError:
             if not _is_node(parent, name, os.makedev(*numbers)):
-                raise StateError(f"{path}: something else is there in the container") from None
+                raise StateError(f"{path}: another file exists at this path in the container") from None
             return
         try:
-            bind(place)
+            bind(target)
         except OSError:
             os.unlink(name, dir_fd=parent)
             raise
         finally:
-            os.close(place)
+            os.close(target)
     except OSError as error:
         raise StateError(f"{path}: the node cannot be bound in the container: {error.strerror}") from None
     finally:
@@ -75,7 +75,7 @@ def bind_node(root: str, path: str, numbers: tuple[int, int], bind: Callable[[in
 
 
 def remove_node(root: str, path: str, numbers: tuple[int, int]) -> None:
-    """Take the node away, if it is still there and still that device's."""
+    """Remove the node, if it exists and is still a node of that device."""
     with suppress(StateError, OSError):
         parent = open_parent(root, path, make=False)
         try:
@@ -87,7 +87,7 @@ def remove_node(root: str, path: str, numbers: tuple[int, int]) -> None:
 
 
 def write_file(root: str, path: str, text: str) -> None:
-    """Replace a file of ours at an absolute path below ``root``. Raises :class:`StateError`."""
+    """Replace a file of hawse at an absolute path below ``root``. Raises :class:`StateError`."""
     parent = open_parent(root, path, make=True)
     try:
         name = os.path.basename(path)
@@ -97,13 +97,13 @@ def write_file(root: str, path: str, text: str) -> None:
         with open(os.open(name, flags, 0o644, dir_fd=parent), "w") as file:
             file.write(text)
     except OSError as error:
-        raise StateError(f"{path}: the file cannot be made in the container: {error.strerror}") from None
+        raise StateError(f"{path}: the file cannot be created in the container: {error.strerror}") from None
     finally:
         os.close(parent)
 
 
 def open_parent(root: str, path: str, *, make: bool) -> int:
-    """A descriptor of the directory of an absolute path below ``root``. Raises :class:`StateError`."""
+    """Open the parent directory of an absolute path below ``root``; ``make`` creates it. Raises StateError."""
     directory = os.open(root, os.O_RDONLY)
     for part in os.path.dirname(path).split("/"):
         if not part:
@@ -114,7 +114,8 @@ def open_parent(root: str, path: str, *, make: bool) -> int:
                     os.mkdir(part, 0o755, dir_fd=directory)
             inner = os.open(part, _DIRECTORY, dir_fd=directory)
         except OSError as error:
-            raise StateError(f"{path}: {part} cannot be entered in the container: {error.strerror}") from None
+            problem = f"the directory {part} cannot be opened in the container"
+            raise StateError(f"{path}: {problem}: {error.strerror}") from None
         finally:
             os.close(directory)
         directory = inner
@@ -122,5 +123,5 @@ def open_parent(root: str, path: str, *, make: bool) -> int:
 
 
 def _is_node(parent: int, name: str, device: int) -> bool:
-    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == device
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == device

@@ -1,4 +1,4 @@
-"""What PID 1 does before it can talk: file systems, the link's driver, the link's port."""
+"""Steps of PID 1 before the link exists: mount file systems, load the link's driver, open the link's port."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from hawse.errors import VmError
 from hawse.link.agreed import PORT_NAME
 from hawse.linux import mounts
 
-#: The greatest number of open files that the kernel takes (fs/file.c, sysctl_nr_open_max, on 64 bits).
+#: The maximum number of open files that the kernel accepts (fs/file.c, sysctl_nr_open_max, on 64 bits).
 MOST_FILES = (2**31 - 1) & -64
 _RLIMITS = 16  # include/uapi/asm-generic/resource.h, RLIM_NLIMITS
 _VIRTIO = "0x1af4"
 LINK_MODULES = ("virtio_pci", "virtio_console")
-#: Loaded while the agent goes on; waited for before they are needed.
+#: Modules that load in the background; the agent waits for them before they are needed.
 SHARE_MODULES = {"virtiofs": ("virtiofs",), "9p": ("9p", "9pnet_virtio")}
 DISK_MODULES = ("virtio_blk",)
 VFIO_MODULES = ("vfio_pci", "vfio_iommu_type1", "virtio_rng")
 
 
 def prepare_root() -> None:
-    """Mount what a Linux system has.
+    """Mount the usual file systems of Linux.
 
-    The initial ramfs is bound onto itself and moved to the root first: pivot_root(2), which crun needs, refuses to
-    leave the rootfs that the kernel unpacked the archive into (its mount has no parent; fs/namespace.c).
+    First, the initial ramfs is bound and moved to the root. crun needs pivot_root(2), which cannot replace the rootfs
+    into which the kernel unpacked the archive: that mount has no parent (fs/namespace.c).
     """
     mounts.mount("/", "/mnt", "", mounts.BIND)
     os.chdir("/mnt")
@@ -45,7 +45,7 @@ def prepare_root() -> None:
 
 
 def raise_limits(*, root: str = "") -> None:
-    """Raise the guest's limits to the maximum, so that a container can have every limit of the host.
+    """Raise the guest's limits to the maximum, so that every limit that the host permits can be set in a container.
 
     Raising a hard limit needs CAP_SYS_RESOURCE in the initial user namespace (kernel/sys.c, do_prlimit()), which crun
     lacks in a container's user namespace. crun inherits these hard limits and lowers them. fs.nr_open limits the open
@@ -60,16 +60,16 @@ def raise_limits(*, root: str = "") -> None:
 
 
 def stop_autoprobe() -> None:
-    """No driver of the guest takes a PCI device unasked; each is probed by decision (:func:`probe`)."""
+    """Turn off automatic probing of PCI devices: the agent decides which driver probes each device."""
     write("/sys/bus/pci/drivers_autoprobe", "0")
 
 
 def open_link(*, root: str = "") -> int:
-    """A descriptor of the virtio-serial port to the host; LINK_MODULES are loaded."""
+    """Open the virtio-serial port to the host. LINK_MODULES must be loaded. Raises :class:`VmError`."""
     probe_virtio(root=root)
     ports = f"{root}/sys/class/virtio-ports"
-    # The port is announced by a control message of the device, some milliseconds after its driver's probe; devtmpfs
-    # makes the node in the same moment as sysfs the directory.
+    # A control message of the device announces the port, some milliseconds after the probe of its driver. The node in
+    # devtmpfs and the directory in sysfs are created at the same time.
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for port in os.listdir(ports) if os.path.isdir(ports) else ():
@@ -84,7 +84,7 @@ def open_link(*, root: str = "") -> int:
 
 
 def probe_virtio(*, root: str = "") -> None:
-    """Let the virtio driver take every virtio device that has none; the bus above it probes by itself."""
+    """Let virtio's PCI driver probe each virtio device without a driver. The virtio bus probes automatically."""
     for address in os.listdir(f"{root}/sys/bus/pci/devices"):
         device = f"{root}/sys/bus/pci/devices/{address}"
         with open(f"{device}/vendor") as file:

@@ -1,4 +1,4 @@
-"""The guest's huge pages: so many more or less of one size, and file systems of them that containers share."""
+"""The guest's huge pages: reserve and release pages, and mount hugetlbfs file systems that containers share."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ if TYPE_CHECKING:
 
 SYSFS = "/sys/kernel/mm/hugepages"
 _UNITS = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
-_one_at_a_time = threading.Lock()
+_lock = threading.Lock()
 
 
 def reserve(*, kib: int, count: int, directory: str = SYSFS) -> None:
-    """Have ``count`` more pages of ``kib`` KiB each, or fewer where it is below zero; all of them or none.
+    """Reserve ``count`` additional pages of ``kib`` KiB each, all or none; release pages if ``count`` is negative.
 
-    Raises :class:`VmError` with how many there was room for.
+    Raises :class:`VmError` with the number of pages that could be reserved.
     """
-    place = f"{directory}/hugepages-{kib}kB"
-    if not os.path.isdir(place):
+    pool = f"{directory}/hugepages-{kib}kB"
+    if not os.path.isdir(pool):
         raise VmError(
             f"the guest's CPU has no huge pages of {_name(kib)}",
             hint=f"it has {', '.join(_sizes(directory)) or 'none at all'}",
         )
-    with _one_at_a_time:
-        before = _persistent(place)
-        _write(place, before + count)
-        got = _persistent(place) - before
-        if got < count:
-            _write(place, before)
+    with _lock:
+        before = _persistent(pool)
+        _write(pool, before + count)
+        reserved = _persistent(pool) - before
+        if reserved < count:
+            _write(pool, before)
             raise VmError(
-                f"the guest has room for {max(got, 0)} of {count} huge pages of {_name(kib)}",
-                hint="give the virtual machine more memory: vm.memory_mib in the configuration, or for a pod the "
-                "annotation hawse.hugepages, which says how many its containers need",
+                f"the guest has room for {max(reserved, 0)} of {count} huge pages of {_name(kib)}",
+                hint="give the VM more memory: set vm.memory_mib in the configuration, or for a pod the annotation "
+                "hawse.hugepages to the number of pages that its containers need",
             )
 
 
 def share(*, name: str, kib: int, mode: int, uid: int, gid: int, run: str) -> None:
-    """Have a file system of such pages for the containers that are bound to it, for as long as the machine runs."""
+    """Mount a hugetlbfs, which containers bind, until the VM ends. An existing one is kept. Raises VmError."""
     target = f"{run}/hugepages/{name}"
-    with _one_at_a_time:
+    with _lock:
         if os.path.exists(target):
             return
         os.makedirs(target)
@@ -57,9 +57,9 @@ def share(*, name: str, kib: int, mode: int, uid: int, gid: int, run: str) -> No
 
 
 def without_unknown_limits(spec: Document, *, directory: str = SYSFS) -> Document:
-    """The specification without limits of sizes that the guest does not have: crun would look for their files.
+    """The specification without limits for page sizes that the guest does not have, whose files crun would not find.
 
-    Engines set a limit, of zero, for each size that the host has.
+    Engines set a limit of zero for each page size of the host.
     """
     linux = spec.get("linux") or {}
     resources = linux.get("resources") or {}
@@ -71,25 +71,28 @@ def without_unknown_limits(spec: Document, *, directory: str = SYSFS) -> Documen
     return {**spec, "linux": {**linux, "resources": resources}}
 
 
-def _persistent(place: str) -> int:
-    """Pages that were asked for. Those whose files outlived their reservation are surplus, and in the number of all
-    pages too (Linux Documentation/admin-guide/mm/hugetlbpage.rst)."""
+def _persistent(pool: str) -> int:
+    """The number of reserved pages.
+
+    Surplus pages, whose files outlived their reservation, are not included; nr_hugepages includes them (Linux
+    Documentation/admin-guide/mm/hugetlbpage.rst).
+    """
     numbers = []
     for name in ("nr_hugepages", "surplus_hugepages"):
-        with open(f"{place}/{name}") as file:
+        with open(f"{pool}/{name}") as file:
             numbers.append(int(file.read()))
     return numbers[0] - numbers[1]
 
 
-def _write(place: str, count: int) -> None:
-    with open(f"{place}/nr_hugepages", "w") as file:
+def _write(pool: str, count: int) -> None:
+    with open(f"{pool}/nr_hugepages", "w") as file:
         file.write(str(max(count, 0)))
 
 
 def _sizes(directory: str) -> list[str]:
-    """As the specification writes them."""
-    found = [name.removeprefix("hugepages-").removesuffix("kB") for name in sorted(os.listdir(directory))]
-    return [_name(int(kib)) for kib in found if kib.isdigit()]
+    """The sizes, in the specification's format."""
+    sizes = [name.removeprefix("hugepages-").removesuffix("kB") for name in sorted(os.listdir(directory))]
+    return [_name(int(kib)) for kib in sizes if kib.isdigit()]
 
 
 def _name(kib: int) -> str:

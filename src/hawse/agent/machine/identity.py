@@ -1,4 +1,4 @@
-"""What makes a restored machine another one than its template: its random numbers, its clock, its names."""
+"""The identity of a VM that is restored from a template: new random numbers, clock and machine id."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _MIN_SEED, _MAX_SEED = 16, 512
 
 
 def wake(*, seed: str, time_ns: int) -> dict[str, int]:
-    """Take the host's randomness and time; draw a machine id. The answer has the guest's CLOCK_MONOTONIC.
+    """Apply the host's random seed and time, and generate a machine id. Returns the guest's CLOCK_MONOTONIC.
 
-    Each process's own generator is none of our business: nothing of a container runs in a template.
+    Random number generators of processes need no new seed: a template contains no process of a container.
     """
     clock = time.monotonic_ns()
     entropy = read_seed(seed)
     with trace.span("random numbers reseeded"):
         syscalls.reseed(entropy)
     with trace.span("clock set and machine id drawn"):
-        # Not by adjtime(2): a clone's clock may be days behind.
+        # Set the clock, do not slew it with adjtime(3): the clock of a clone may be days behind.
         time.clock_settime_ns(time.CLOCK_REALTIME, time_ns)
         with open("/etc/machine-id", "w") as file:  # machine-id(5): 32 lowercase digits
             file.write(os.urandom(16).hex() + "\n")
@@ -29,8 +29,8 @@ def wake(*, seed: str, time_ns: int) -> dict[str, int]:
 
 
 def read_seed(seed: str) -> bytes:
-    """The bytes of a seed in hexadecimal. Raises :class:`VmError` for too few to be random or too many to be taken."""
+    """The bytes of a hexadecimal seed. Raises :class:`VmError` if it has fewer than 16 or more than 512 bytes."""
     entropy = bytes.fromhex(seed)
     if not _MIN_SEED <= len(entropy) <= _MAX_SEED:
-        raise VmError(f"a seed of {len(entropy)} bytes")
+        raise VmError(f"a seed of {len(entropy)} bytes; {_MIN_SEED} to {_MAX_SEED} are allowed")
     return entropy

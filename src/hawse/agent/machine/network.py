@@ -1,6 +1,6 @@
-"""The guest's network: interfaces that are the host's namespace's over again, by name, addresses, routes and the rest.
+"""The guest's network: interfaces with the names, addresses, routes and settings of those in the host's namespace.
 
-The container has the guest's own network namespace, since the guest is there for it alone.
+Containers use the guest's network namespace by default: the guest exists only for their sandbox.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from hawse.json_text import Document
 
 MODULES = ("virtio_net",)
-#: What of an interface's own settings is carried over; the first is set before it is up.
+#: Settings of an interface that are copied from the host, before the interface is up.
 SETTINGS = ("ipv6/disable_ipv6", "ipv6/accept_ra", "ipv6/autoconf")
 MAX_INTERFACES, MAX_ENTRIES, MAX_SYSCTLS = 64, 1024, 256
 _NAME = re.compile(r"[^\s/:]{1,15}")
@@ -34,30 +34,30 @@ _GEN_MODE_NONE = "1"
 
 
 def raise_loopback() -> None:
-    """Have ``lo`` up, as runc's containers have it."""
+    """Set ``lo`` up, as runc does in a container."""
     netlink.talk([netlink.link(_LOOPBACK, up=True)])
 
 
 def check(interfaces: Sequence[Document]) -> None:
-    """Raise :class:`VmError` for what no interface can have, or more of it than there should be."""
+    """Raise :class:`VmError` for names, flags and settings that an interface cannot have, and for too many entries."""
     if len(interfaces) > MAX_INTERFACES:
-        raise VmError(f"{len(interfaces)} network interfaces, and a guest takes {MAX_INTERFACES} at once")
+        raise VmError(f"{len(interfaces)} network interfaces: a guest accepts {MAX_INTERFACES} at once")
     for each in interfaces:
         name = each["name"]
         if not _NAME.fullmatch(name) or name in (".", "..") or len(name.encode()) > 15:
-            raise VmError(f"network interface {name[:40]!r}: not a name that an interface can have")
+            raise VmError(f"network interface {name[:40]!r}: not a valid name")
         for kind in ("addresses", "routes", "neighbours"):
             if len(each[kind]) > MAX_ENTRIES:
                 raise VmError(f"network interface {name}: {len(each[kind])} {kind}, more than {MAX_ENTRIES}")
         if type(each["flags"]) is not int or each["flags"] & ~netlink.CARRIED_FLAGS:
-            raise VmError(f"network interface {name}: flags that are not to be set: {each['flags']}")
+            raise VmError(f"network interface {name}: flags that are not permitted: {each['flags']}")
         unknown = set(each["settings"]) - set(SETTINGS)
         if unknown or any(not re.fullmatch(r"-?[0-9]{1,9}", value) for value in each["settings"].values()):
-            raise VmError(f"network interface {name}: settings that are not to be made: {each['settings']}")
+            raise VmError(f"network interface {name}: settings that are not permitted: {each['settings']}")
 
 
 def configure(uevents: Uevents, interfaces: Sequence[Document], *, seconds: float, root: str = "") -> None:
-    """Wait for the interfaces' devices, and make each what the host said. Raises DeviceError or VmError."""
+    """Wait for the interfaces' devices, and configure each like the host's. Raises DeviceError or VmError."""
     check(interfaces)
     indexes = []
     for each in interfaces:
@@ -65,15 +65,15 @@ def configure(uevents: Uevents, interfaces: Sequence[Document], *, seconds: floa
             hardware.bind_virtio(uevents, each["address"], seconds=seconds, root=root)
             indexes.append(_await_interface(uevents, each["address"], seconds=seconds, root=root))
     with trace.span("interfaces configured"):
-        # By way of names that nobody wants: the kernel's own, eth0 and on, may be another's wish.
+        # Use temporary names first: a name that the kernel chose, such as eth0, may be the final name of another one.
         for index in indexes:
             _do([netlink.link(index, name=f"hawse{index}")], f"interface {index}")
         for index, each in zip(indexes, interfaces, strict=True):
             name, settings = each["name"], each["settings"]
             _do([netlink.link(index, name=name, mtu=each["mtu"])], f"interface {name}: MTU {each['mtu']}")
-            # Before it is up: with ARP the kernel would ask for neighbours, which the network has none of.
+            # Set flags before the interface is up: with ARP, the kernel would query neighbours that the network lacks.
             _do([netlink.link(index, flags=each["flags"])], f"interface {name}: flags {each['flags']:#x}")
-            # Every address is the host's, the one of the link too: the guest makes none itself.
+            # All addresses are copied from the host, including link-local ones: the guest generates none.
             _set(f"ipv6/conf/{name}/addr_gen_mode", _GEN_MODE_NONE, root)
             for key in SETTINGS:
                 if key in settings:
@@ -86,27 +86,28 @@ def configure(uevents: Uevents, interfaces: Sequence[Document], *, seconds: floa
                 what = f"address {address['local']}/{address['prefix']}"
                 _do([netlink.address(index, **address)], f"interface {each['name']}: {what}")
         routes = [(i, each["name"], r) for i, each in zip(indexes, interfaces, strict=True) for r in each["routes"]]
-        # Those without a gateway first: they are the way to the gateways.
+        # Routes without a gateway come first, because the gateways are reached by them.
         for index, name, route in sorted(routes, key=lambda entry: bool(entry[2].get("gateway"))):
-            what = f"{route['to'] or 'default'}/{route['prefix']} by way of {route.get('gateway') or 'the link'}"
-            _do([netlink.route(index, **route)], f"interface {name}: route to {what}", there=True)
+            what = f"{route['to'] or 'default'}/{route['prefix']} via {route.get('gateway') or 'the link'}"
+            _do([netlink.route(index, **route)], f"interface {name}: route to {what}", exists_ok=True)
         for index, each in zip(indexes, interfaces, strict=True):
             for neighbour in each["neighbours"]:
                 _do([netlink.neighbour(index, **neighbour)], f"interface {each['name']}: {neighbour['to']}")
 
 
 def set_sysctls(values: dict[str, str], *, root: str = "") -> None:
-    """Set the specification's ``linux.sysctl`` of the network, "net.ipv4.ip_forward" say.
+    """Set the specification's ``linux.sysctl`` for the network, for example "net.ipv4.ip_forward".
 
-    Here, since crun knows the guest's network namespace for a host's and refuses. Raises :class:`VmError`.
+    The agent sets them because crun refuses: to crun, the guest's network namespace is that of a host. Raises
+    :class:`VmError`.
     """
     if len(values) > MAX_SYSCTLS:
-        raise VmError(f"linux.sysctl: {len(values)} settings of the network, more than {MAX_SYSCTLS}")
+        raise VmError(f"linux.sysctl: {len(values)} network settings, more than {MAX_SYSCTLS}")
     for name, value in values.items():
-        # As runc reads them: slashes where there is one, for names of interfaces have dots in them.
+        # Like runc: a name with a slash is separated by slashes, because names of interfaces may contain dots.
         path = name if "/" in name else name.replace(".", "/")
         if not _SYSCTL.fullmatch(name) or ".." in path.split("/"):
-            raise VmError(f"linux.sysctl: {name[:80]!r} is no setting of the network")
+            raise VmError(f"linux.sysctl: {name[:80]!r} is not a network setting")
         try:
             with open(f"{root}/proc/sys/{path}", "w") as file:
                 file.write(value)
@@ -115,29 +116,29 @@ def set_sysctls(values: dict[str, str], *, root: str = "") -> None:
 
 
 def _await_interface(uevents: Uevents, address: str, *, seconds: float, root: str) -> int:
-    """The index of the interface that the driver made of the device."""
-    found = 0
+    """The index of the interface that the driver creates for the device. Raises :class:`VmError`."""
+    index = 0
 
-    def look() -> bool:
-        nonlocal found
+    def interface_exists() -> bool:
+        nonlocal index
         device = f"{root}/sys/bus/pci/devices/{address}"
         try:
             for virtio in os.listdir(device):
                 if re.fullmatch(r"virtio\d+", virtio):
                     for name in os.listdir(f"{device}/{virtio}/net"):
                         with open(f"{device}/{virtio}/net/{name}/ifindex") as file:
-                            found = int(file.read())
+                            index = int(file.read())
         except FileNotFoundError:
             return False
-        return found > 0
+        return index > 0
 
-    if not uevents.wait_until(look, deadline=time.monotonic() + seconds):
+    if not uevents.wait_until(interface_exists, deadline=time.monotonic() + seconds):
         raise VmError(f"{address}: bound in the guest, but no network interface appeared within {seconds:g} s")
-    return found
+    return index
 
 
 def _await_carrier(name: str, root: str) -> None:
-    """Wait until the driver has seen that the link is up, which nothing announces; without, packets are dropped."""
+    """Wait until the driver reports a carrier: packets are dropped before, and no event announces it."""
     deadline = time.monotonic() + _CARRIER_SECONDS
     while time.monotonic() < deadline:
         with open(f"{root}/sys/class/net/{name}/carrier") as file:
@@ -146,12 +147,12 @@ def _await_carrier(name: str, root: str) -> None:
         time.sleep(0.001)
 
 
-def _do(messages: list[bytes], what: str, *, there: bool = False) -> None:
-    """Carry out; ``there``: that it is there already is no error."""
+def _do(messages: list[bytes], what: str, *, exists_ok: bool = False) -> None:
+    """Send netlink requests. ``exists_ok``: ignore EEXIST. Raises :class:`VmError` naming ``what``."""
     try:
         netlink.talk(messages)
     except OSError as error:
-        if not (there and error.errno == errno.EEXIST):
+        if not (exists_ok and error.errno == errno.EEXIST):
             raise VmError(f"the guest cannot configure {what}: {error.strerror}") from None
 
 
@@ -160,4 +161,4 @@ def _set(path: str, value: str, root: str) -> None:
         with open(f"{root}/proc/sys/net/{path}", "w") as file:
             file.write(value)
     except FileNotFoundError:
-        return  # a kernel of the user's own, without IPv6
+        return  # the user's own kernel, without IPv6

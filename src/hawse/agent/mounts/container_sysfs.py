@@ -1,8 +1,8 @@
-"""/sys of a container with a user namespace, whose network is the guest's.
+"""/sys of a container with a user namespace that uses the guest's network namespace.
 
-The kernel mounts a sysfs for the owner of the network namespace only (Linux fs/sysfs/mount.c, sysfs_init_fs_context()).
-crun 1.8.1 binds the guest's in its place where the mount is read-only and the user namespace has not all ids
-(src/libcrun/utils.c, check_running_in_user_namespace()). Here it is bound in every such container.
+The kernel lets only the owner of the network namespace mount a sysfs (Linux fs/sysfs/mount.c, sysfs_init_fs_context()).
+crun 1.8.1 binds the guest's sysfs instead, but only if the mount is read-only and the user namespace does not map all
+ids (src/libcrun/utils.c, check_running_in_user_namespace()). hawse binds it in every such container.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def with_bound_sysfs(spec: Document) -> Document:
-    """The specification with binds of the guest's /sys in place of mounts of sysfs."""
+    """The specification with binds of the guest's /sys instead of mounts of sysfs."""
     if any(namespace["type"] == "network" for namespace in (spec.get("linux") or {}).get("namespaces") or ()):
         return spec
     mounts = [

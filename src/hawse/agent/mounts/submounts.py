@@ -1,16 +1,17 @@
-"""Mounts of the host in what is shared: each is a file system of its own in the guest, with its own device number.
+"""Mounts of the host below the share: in the guest, each is a separate file system with its own device number.
 
-virtiofsd announces them, and the kernel mounts one when its directory is first opened, not by stat(2) (Linux
-Documentation/filesystems/path-lookup.rst, "Automount points"; fs/fuse/dir.c, fuse_dentry_automount()). Mounts that the
-host makes later are mounted on their first use. The others are mounted here, before the container is created:
+virtiofsd announces these submounts. The kernel mounts one when its directory is first opened, but not for stat(2)
+(Linux Documentation/filesystems/path-lookup.rst, "Automount points"; fs/fuse/dir.c, fuse_dentry_automount()). A mount
+that the host creates later is mounted when it is first used. The others are mounted here, before the container is
+created, for these reasons:
 
-- Where several containers have one directory, each would otherwise mount it for itself, and have inodes of its own.
-- A recursive bind brings along what is mounted below with the options that it has under runc.
-- The kernel has a bug where the last mount of such a file system goes while a file of it is being read ahead: it finds
-  "Busy inodes after unmount", and the process that does it, which is the container's last, hangs for ever.
-  A file that was read ahead is released by a request that nobody waits for (fs/fuse/file.c, fuse_readpages_end()), and
-  virtio_kill_sb() (fs/fuse/virtio_fs.c) waits for such requests on the last file system of the device only. A program
-  that is executed from the share and ends at once is enough. So the mounts here outlive the container's.
+- If several containers share a directory, each would otherwise mount it separately and see different inodes.
+- A recursive bind then includes the submounts, with the options that they get under runc.
+- A kernel bug occurs if the last mount of such a file system is unmounted during readahead of one of its files: the
+  kernel reports "Busy inodes after unmount", and the process that unmounts, the last one of the container, hangs
+  forever. A file is released after readahead by an asynchronous request (fs/fuse/file.c, fuse_readpages_end()), but
+  virtio_kill_sb() (fs/fuse/virtio_fs.c) waits for such requests only at the last file system of the device. Executing
+  a program from the share that ends at once is enough. So the mounts here must outlive those of the container.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-#: How often the host is asked something before a mount goes. It answers in order, and the kernel has twelve requests
-#: for reading ahead and for releasing files at the host at once (fs/fuse/inode.c, FUSE_DEFAULT_MAX_BACKGROUND).
-_QUESTIONS = 32
+#: Requests to the host before an unmount. The host answers in order, and the kernel sends at most twelve background
+#: requests (readahead, release of files) at once (fs/fuse/inode.c, FUSE_DEFAULT_MAX_BACKGROUND).
+_REQUESTS = 32
 
 
-def look_at(directory: str, paths: Sequence[str]) -> None:
-    """Open each of the paths below a directory, so that the kernel mounts what is to be mounted there.
+def trigger(directory: str, paths: Sequence[str]) -> None:
+    """Open each of the paths below a directory, so that the kernel mounts the submounts at these paths.
 
-    Paths that do not exist, that have a link in them, which a container may have made, or that are not directories are
-    skipped.
+    A path is skipped if it does not exist, is not a directory, or contains a symbolic link, which a container may have
+    created.
     """
     try:
         root = os.open(directory, os.O_PATH | os.O_DIRECTORY)
@@ -52,11 +53,11 @@ def look_at(directory: str, paths: Sequence[str]) -> None:
 def release(
     directory: str, *, mountinfo: str = "/proc/self/mountinfo", unmount: Callable[[str], None] = mounts.unmount
 ) -> None:
-    """Unmount what is mounted at and below a directory, the innermost first.
+    """Unmount all mounts at and below a directory, the innermost first.
 
-    The host keeps each open as long as it is mounted here.
+    The host keeps a submount open while it is mounted in the guest.
 
-    Mounts of containers are copies in their own namespaces, and stay.
+    The mounts of containers are copies in the containers' namespaces, and are not affected.
     """
     try:
         with open(mountinfo, "rb") as file:
@@ -67,13 +68,13 @@ def release(
     below = [path for path in paths if path == directory or path.startswith(f"{directory}/")]
     if below:
         _await_releases(below[0])
-    for path in reversed(below):  # a mount is listed after the one that it is in
+    for path in reversed(below):  # a mount is listed after the mount that contains it
         with suppress(OSError):
             unmount(path)
 
 
 def _await_releases(path: str) -> None:
-    """Let the host answer what the kernel has asked it about files that nobody has open any more."""
-    for _ in range(_QUESTIONS):
+    """Wait until the host has answered the kernel's pending requests that release closed files."""
+    for _ in range(_REQUESTS):
         with suppress(OSError):
-            os.statvfs(path)  # it is never answered from a cache
+            os.statvfs(path)  # never answered from a cache

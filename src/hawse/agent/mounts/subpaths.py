@@ -1,7 +1,7 @@
-"""Binds of what is below a directory that is in the share for another mount, too (:mod:`hawse.monitor.share.exports`).
+"""Binds of files below a directory that is already shared for another mount (:mod:`hawse.monitor.share.exports`).
 
-Containers can write to such a directory. So its path is resolved here, beneath the share and without links, and not by
-crun: a link that a container has planted must not lead to another container's files, or to the guest's own.
+Containers can write to such a directory. So the agent resolves the path instead of crun, beneath the share and without
+following links: a symbolic link that a container has created must not lead to files of another container or the guest.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from hawse.linux import mounts
 
 
 def bind(binds: Iterable[tuple[str, str, int]], *, share: str, directory: str, inodes: bool = True) -> None:
-    """Mount each of name, path in the share and inode at ``<directory>/<name>``, for crun to bind from.
+    """Bind files of the share to ``<directory>/<name>``, from which crun binds them.
 
-    ``inodes``: the share has the host's inode numbers. 9p has others (Linux fs/9p/v9fs.h, QID2INO(); QEMU 7.2
-    hw/9pfs/9p.c, qid_path_suffixmap()), so only the path is checked there.
+    ``binds`` are the name, the path in the share and the inode of each file. ``inodes``: inode numbers of the share are
+    the host's. With 9p they differ (Linux fs/9p/v9fs.h, QID2INO(); QEMU 7.2 hw/9pfs/9p.c, qid_path_suffixmap()), so
+    only the path is checked.
 
-    Raises :class:`VmError` where a path does not lead to that inode; :func:`unbind` undoes what was done by then.
+    Raises :class:`VmError` if a path does not lead to its inode; then call :func:`unbind` to undo the earlier binds.
     """
     for name, path, inode in binds:
         try:
@@ -36,13 +37,13 @@ def bind(binds: Iterable[tuple[str, str, int]], *, share: str, directory: str, i
                 os.close(fd)
         except OSError as error:
             raise VmError(
-                f"mount {name} of the container is {path[:200]} in the share: {error.strerror}",
-                hint="another container has replaced a part of the path; create the container again",
+                f"mount {name} of the container cannot be bound from {path[:200]} in the share: {error.strerror}",
+                hint="another container may have replaced a part of the path: create the container again",
             ) from None
 
 
 def unbind(directory: str) -> None:
-    """Undo :func:`bind`; what crun has bound stays in its container."""
+    """Undo :func:`bind`. Binds that crun has created from these stay in the container."""
     with suppress(OSError):
         for name in os.listdir(directory):
             path = f"{directory}/{name}"
@@ -56,7 +57,7 @@ def unbind(directory: str) -> None:
 def _bind(fd: int, inode: int, target: str) -> None:
     status = os.fstat(fd)
     if inode and status.st_ino != inode:
-        raise OSError(0, "it is another file now")
+        raise OSError(0, "the path leads to another file now")
     os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     if stat.S_ISDIR(status.st_mode):
         os.mkdir(target)

@@ -1,4 +1,4 @@
-"""Connections of the guest's programs that the agent announces to the host, by an event with the connection's number.
+"""Connections of programs in the guest that the agent announces to the host, by an event with the connection's number.
 
 The host answers with ``accept``, and the connection becomes a stream of the link, or with ``refuse``.
 """
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
     Send = Callable[[str, Document], None]
 
-#: Connections of one kind at once. Further clients wait in the listen backlog.
+#: Maximum connections of one kind at a time. Further clients wait in the listen backlog.
 MOST = 64
 _PAUSE_SECONDS = 1.0
 
 
 class Announced:
-    """Connections that the host has neither accepted nor refused yet."""
+    """Announced connections that the host has neither accepted nor refused yet."""
 
     def __init__(self, send: Send) -> None:
         """``send`` sends an event."""
@@ -38,14 +38,14 @@ class Announced:
     def announce(self, event: str, fields: Document, connection: socket.socket, *, ended: Callable[[], None]) -> None:
         """Send the event, with the field ``connection``. ``ended`` is called when the connection has ended.
 
-        Raises :class:`LinkError` if the host has gone, and this VM with it.
+        Raises :class:`LinkError` if the host has closed the link, which ends this VM.
         """
         number = next(self._numbers)
         self._waiting[number] = (connection, ended)
         self._send(event, {**fields, "connection": number})
 
     def take(self, number: int) -> tuple[socket.socket, Callable[[], None]]:
-        """A connection that the host accepts, and what the caller must call when it has ended.
+        """Remove a connection that the host accepts. Returns it, and a function to call when it has ended.
 
         Raises :class:`NotFoundError`.
         """
@@ -66,29 +66,30 @@ def accept_all(
     announce: Callable[[socket.socket, Callable[[], None]], None],
     *,
     is_open: Callable[[], bool] = lambda: True,
-    room: threading.Semaphore,
+    capacity: threading.Semaphore,
 ) -> None:
-    """Announce each connection to a socket, which does not block, while ``room`` has a place for it.
+    """Accept and announce connections to a non-blocking socket, as many at a time as ``capacity`` allows.
 
-    ``announce`` gets the connection and a function to call at its end. Returns if ``is_open`` is false or the host has
-    gone.
+    ``announce`` receives the connection and a function to call at its end. Returns when ``is_open`` is false or the
+    host has closed the link.
     """
     waiting = select.poll()
     waiting.register(listening, select.POLLIN)
     while True:
-        # Before there is a client, a socket must not take the capacity of others.
+        # A socket without a client must not use capacity that other sockets need.
         waiting.poll()
-        room.acquire()
+        capacity.acquire()
         try:
             connection, _ = listening.accept()
         except OSError:
-            room.release()
+            capacity.release()
             if not is_open():
                 return
-            time.sleep(_PAUSE_SECONDS)  # the client has gone, or no descriptors or memory are left (accept(2))
+            # The client has closed the connection, or descriptors or memory are exhausted (accept(2)).
+            time.sleep(_PAUSE_SECONDS)
             continue
         connection.setblocking(True)
         try:
-            announce(connection, room.release)
+            announce(connection, capacity.release)
         except LinkError:
-            return  # the host has gone, and this VM ends with the link
+            return  # the host has closed the link, which ends this VM

@@ -1,5 +1,5 @@
-"""Connections as streams of the link: from the loopback of the pod's namespace on the host to the guest's, and those
-that :mod:`hawse.agent.streams.announced` announces."""
+"""Connections as streams of the link: from the loopback of the pod's namespace on the host to the guest's loopback,
+and connections that :mod:`hawse.agent.streams.announced` announces."""
 
 from __future__ import annotations
 
@@ -13,55 +13,56 @@ from hawse.agent.streams.stdio import Stdio
 from hawse.errors import LinkError, NotFoundError, VmError
 from hawse.link.streams import STDIO
 
-#: The connection's stream: that of the first descriptor behind stdio.
+#: The number of a connection's stream: that of the first descriptor after stdio.
 _NUMBER = len(STDIO)
 _SECONDS = 10.0
-_RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: close(2) tells the peer of an error
+#: SO_LINGER (socket(7)) with a time of 0: close(2) resets the connection, so that the peer gets an error.
+_RESET = struct.pack("ii", 1, 0)
 
 
 class Forwards:
-    """Those that are there, by the numbers that the host gave them."""
+    """The open connections, by the numbers that the host has chosen."""
 
     def __init__(self) -> None:
-        self._there: dict[int, tuple[socket.socket, Stdio]] = {}
+        self._connections: dict[int, tuple[socket.socket, Stdio]] = {}
 
     def connect(self, process: int, stdio: Stdio, *, port: int, ended: Callable[[], None]) -> None:
-        """Connect to a port, of IPv4 if somebody listens there, else of IPv6, as engines try it.
+        """Connect to a port of the loopback, by IPv4 or, if that fails, by IPv6, as engines do.
 
-        ``ended`` is called when both directions have ended. Raises :class:`VmError` where nobody listens.
+        ``ended`` is called when both directions have ended. Raises :class:`VmError` if no program listens at the port.
         """
         self.serve(process, stdio, _dial(port), ended=ended)
 
     def serve(self, process: int, stdio: Stdio, connection: socket.socket, *, ended: Callable[[], None]) -> None:
-        """Pass on what comes from either side of a connection, in a thread, which calls ``ended`` at its end."""
-        self._there[process] = (connection.dup(), stdio)
+        """Forward the bytes of both directions of a connection, in a thread, which calls ``ended`` at its end."""
+        self._connections[process] = (connection.dup(), stdio)
 
         def run() -> None:
             try:
                 stdio.serve_socket(_NUMBER, connection)
-                self._there.pop(process)[0].close()
+                self._connections.pop(process)[0].close()
                 stdio.finish()
                 ended()
             except LinkError:
-                return  # the host is gone, and this machine with it
+                return  # the host has closed the link, which ends this VM
 
         threading.Thread(target=run, daemon=True).start()
 
     def disconnect(self, process: int) -> None:
-        """The host's side is gone: end both directions, with an error for whoever writes there."""
+        """End both directions of a connection whose side on the host is closed. Writes of the program then fail."""
         try:
-            connection, stdio = self._there[process]
+            connection, stdio = self._connections[process]
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             connection.shutdown(socket.SHUT_RDWR)
         except KeyError:
             raise NotFoundError(f"connection {process} does not exist in the guest") from None
         except OSError:
-            pass  # the other side has ended it
+            pass  # the program has closed the connection
         stdio.inputs[_NUMBER].end()
 
 
 def _dial(port: int) -> socket.socket:
-    # Not create_connection(), whose getaddrinfo() asks for encodings.idna, which is not in the image.
+    # create_connection() is not used: its getaddrinfo() needs encodings.idna, which is not in the image.
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
@@ -73,4 +74,4 @@ def _dial(port: int) -> socket.socket:
             problem = os.strerror(error.errno) if error.errno else str(error)
             continue
         return connection
-    raise VmError(f"port {port} of the pod: {problem}", hint="a program of the pod has to listen there")
+    raise VmError(f"port {port} of the pod: {problem}", hint="a program of the pod must listen at this port")

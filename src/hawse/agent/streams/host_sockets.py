@@ -1,4 +1,4 @@
-"""Sockets in the guest that stand for sockets of the host: the host connects each connection to its own socket."""
+"""Sockets in the guest that represent sockets of the host: the host connects each connection to its own socket."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ _BACKLOG = 128
 
 
 class HostSockets:
-    """Those of all containers of the guest."""
+    """The sockets of all containers of the guest."""
 
     def __init__(self, announced: Announced) -> None:
         self._announced = announced
-        self._room = threading.Semaphore(MOST)
+        self._capacity = threading.Semaphore(MOST)
         self._listening: dict[str, list[socket.socket]] = {}
 
     def listen(self, container: str, sockets: Sequence[tuple[str, int, int, int]], directory: str) -> None:
-        """Create a container's sockets, of name, mode, uid and gid, in a directory. Raises :class:`VmError`;
-        :meth:`close` undoes what was done by then."""
+        """Create a container's sockets (name, mode, uid, gid) in a directory.
+
+        Raises :class:`VmError`; then call :meth:`close` to remove the sockets that were created.
+        """
         opened = self._listening[container] = []
         os.makedirs(directory, mode=0o711)
         for name, mode, uid, gid in sockets:
@@ -47,7 +49,7 @@ class HostSockets:
             threading.Thread(target=self._serve, args=(container, name, listening), daemon=True).start()
 
     def close(self, container: str, directory: str) -> None:
-        """Close a container's sockets. Connections end with its processes."""
+        """Close a container's sockets. Open connections end when the container's processes end."""
         for listening in self._listening.pop(container, ()):
             with suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
@@ -62,7 +64,7 @@ class HostSockets:
             listening,
             partial(self._announce, container, name),
             is_open=lambda: listening in self._listening.get(container, ()),
-            room=self._room,
+            capacity=self._capacity,
         )
 
     def _announce(self, container: str, name: str, connection: socket.socket, ended: Callable[[], None]) -> None:

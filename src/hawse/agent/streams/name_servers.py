@@ -1,8 +1,9 @@
 """Name servers on the loopback of the container's network on the host, for example Docker's at 127.0.0.11.
 
-The guest has its own loopback, so the agent listens at these addresses there. It announces each connection over TCP,
-and each query over UDP as a connection that carries the query and the answer as over TCP: two bytes of length before
-each message (RFC 1035, section 4.2.2). The host connects it to the server in the network namespace.
+The guest's loopback is separate, so the agent listens at these addresses in the guest. It announces each connection
+over TCP. It announces each query over UDP as a connection that carries the query and the answer in the format for TCP:
+two bytes of length before each message (RFC 1035, section 4.2.2). The host connects it to the server in the network
+namespace.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MIN, _MAX = 12, 65535
 
 
 class NameServers:
-    """All of the guest's. Programs whose query was dropped ask again."""
+    """All name servers of the guest. Queries beyond the capacity are dropped; programs repeat such a query."""
 
     def __init__(self, announced: Announced) -> None:
         self._announced = announced
@@ -44,7 +45,7 @@ class NameServers:
                 raise VmError(f"the guest cannot listen for name queries at {server}: {error.strerror}") from None
             queries = _Datagrams(server, datagrams, self._announced, self._queries)
             threading.Thread(target=queries.serve, daemon=True).start()
-            accept = partial(accept_all, listening, partial(self._announce, server), room=self._connections)
+            accept = partial(accept_all, listening, partial(self._announce, server), capacity=self._connections)
             threading.Thread(target=accept, daemon=True).start()
 
     def _announce(self, server: str, connection: socket.socket, ended: Callable[[], None]) -> None:
@@ -52,19 +53,19 @@ class NameServers:
 
 
 class _Datagrams:
-    """Queries over UDP for one server. One for which there is no ``room`` is dropped."""
+    """Queries over UDP for one server. Queries beyond ``capacity`` are dropped."""
 
-    def __init__(self, server: str, port: socket.socket, announced: Announced, room: threading.Semaphore) -> None:
+    def __init__(self, server: str, port: socket.socket, announced: Announced, capacity: threading.Semaphore) -> None:
         self._server = server
         self._port = port
         self._announced = announced
-        self._room = room
+        self._capacity = capacity
         self._poll = select.poll()
-        #: By descriptor: our end of the connection, the program's address, and what has arrived of the answer.
+        #: By descriptor: our end of the connection, the program's address, and the received part of the answer.
         self._queries: dict[int, tuple[socket.socket, Any, bytearray]] = {}
 
     def serve(self) -> None:
-        """Serve until the host has gone."""
+        """Serve until the host closes the link."""
         self._poll.register(self._port, select.POLLIN)
         while True:
             for descriptor, _ in self._poll.poll():
@@ -74,25 +75,25 @@ class _Datagrams:
                     else:
                         self._ask()
                 except LinkError:
-                    return  # the host has gone, and this VM ends with the link
+                    return  # the host has closed the link, which ends this VM
 
     def _ask(self) -> None:
         message, program = self._port.recvfrom(_MAX)
-        # Any program of the container can send a shorter one; no name server answers it.
-        if len(message) < _MIN or not self._room.acquire(blocking=False):
+        # Programs of the container can also send shorter messages, which no name server answers.
+        if len(message) < _MIN or not self._capacity.acquire(blocking=False):
             return
         try:
             ours, theirs = socket.socketpair()
-        except OSError:  # no descriptors or memory are left
-            self._room.release()
+        except OSError:  # descriptors or memory are exhausted
+            self._capacity.release()
             return
-        # A new pair of sockets has room for the largest message: 208 KiB (socket(7), wmem_default).
+        # The buffer of a new pair of sockets, 208 KiB, is larger than any message (socket(7), wmem_default).
         ours.sendall(len(message).to_bytes(2, "big") + message)
         ours.shutdown(socket.SHUT_WR)
         self._queries[ours.fileno()] = (ours, program, bytearray())
         self._poll.register(ours, select.POLLIN)
         fields = {"server": self._server, "transport": "udp"}
-        self._announced.announce("query", fields, theirs, ended=self._room.release)
+        self._announced.announce("query", fields, theirs, ended=self._capacity.release)
 
     def _answer(self, descriptor: int) -> None:
         """Read more of an answer, and send it to the program when it is complete."""
@@ -113,7 +114,7 @@ class _Datagrams:
 def _read(connection: socket.socket) -> bytes:
     try:
         return connection.recv(2 + _MAX)
-    except OSError:  # it was reset
+    except OSError:  # the connection was reset
         return b""
 
 
@@ -121,11 +122,11 @@ def _send(port: socket.socket, answer: bytes, program: Any) -> None:
     try:
         port.sendto(answer, program)
     except OSError:
-        return  # the program has gone
+        return  # the program has ended
 
 
 def _bound(kind: int, server: str, port: int) -> socket.socket:
-    """A socket that a container's own name server can share the port with, if that sets SO_REUSEADDR too."""
+    """A bound socket. A name server in a container can use the same port if it sets SO_REUSEADDR, too."""
     bound = socket.socket(socket.AF_INET, kind | socket.SOCK_CLOEXEC)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,4 +1,4 @@
-"""A process's stdio and other descriptors: pipes or a terminal on this side, streams of the link on the other."""
+"""A process's stdio and other descriptors: pipes or a terminal in the guest, connected to streams of the link."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _STDIN, _STDOUT, _STDERR = range(3)
 
 
 class Pipes:
-    """Pipes for a child's descriptors, pairs of sockets for those of both directions.
+    """Pipes for a child's descriptors; socket pairs for descriptors with both directions.
 
-    ``theirs``: {the child's fd: our fd of its end}, until :meth:`handed_on`; ``preserved``: how many follow stdio.
+    ``theirs`` maps each of the child's fd numbers to our descriptor of the child's end, until :meth:`close_theirs`.
+    ``preserved`` is the number of descriptors after stdio.
     """
 
     def __init__(self, directions: tuple[str, ...] = STDIO, *, first: int = 0) -> None:
-        """For the descriptors from ``first`` on. Raises OSError, with nothing left open."""
+        """Open pipes for the descriptors from ``first`` on. Raises OSError; then nothing is left open."""
         self._ours: dict[int, int] = {}
         self.theirs: dict[int, int] = {}
         self.preserved = len(directions) - len(STDIO)
@@ -35,7 +36,7 @@ class Pipes:
             for fd in range(first, len(directions)):
                 self._ours[fd], theirs = _pair(directions[fd])
                 try:
-                    # Above all that the child gets: where one of those is put in place, it would close this one.
+                    # The number must be above all of the child's: dup2(2) to one of those would close this descriptor.
                     self.theirs[fd] = fcntl.fcntl(theirs, fcntl.F_DUPFD_CLOEXEC, STREAMS)
                 finally:
                     os.close(theirs)
@@ -49,31 +50,31 @@ class Pipes:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def give_to(self, *, uid: int, gid: int) -> None:
-        """Set who owns them: /dev/stdout can only be opened again by who owns the pipe, whichever its end."""
+    def set_owner(self, *, uid: int, gid: int) -> None:
+        """Set the owner of the pipes: only the owner of a pipe, whichever end it is, can open /dev/stdout again."""
         for fd in self._ours.values():
             os.fchown(fd, uid, gid)
 
-    def handed_on(self) -> None:
-        """The child has its ends."""
+    def close_theirs(self) -> None:
+        """Close the child's ends in this process, after the child has inherited them."""
         for fd in self.theirs.values():
             os.close(fd)
         self.theirs = {}
 
     def release(self) -> dict[int, int]:
-        """{the child's fd: our end}, now the caller's."""
+        """Our ends by the child's fd numbers. The caller has to close them."""
         ours, self._ours = self._ours, {}
         return ours
 
     def close(self) -> None:
-        """Close what was neither handed on nor released."""
-        self.handed_on()
+        """Close all ends that are still open and were not released."""
+        self.close_theirs()
         for fd in self.release().values():
             os.close(fd)
 
 
 class Stdio:
-    """The streams of one process, by descriptor. ``attach_*`` starts the threads that copy."""
+    """The streams of one process, by descriptor. The methods ``attach_*`` start the threads that copy the bytes."""
 
     def __init__(self, port: Port, process: int, directions: tuple[str, ...]) -> None:
         base = process * STREAMS
@@ -81,15 +82,15 @@ class Stdio:
         self.inputs = {fd: Incoming(port, base + fd) for fd in read_by(directions)}
         self.outputs = {fd: Outgoing(port, base + fd) for fd in written_by(directions)}
         self._copies: list[threading.Thread] = []
-        # Closed when the process has ended: what is in the pipes then is still sent, what comes later is not.
+        # Closed when the process has ended. Bytes that are in the pipes by then are still sent, later ones are not.
         self._ended_read, self._ended_write = os.pipe2(os.O_CLOEXEC)
         self._terminal = -1
 
     def attach_pipes(self, pipes: Pipes) -> None:
-        """Serve the pipes. Not before crun has succeeded: its complaints come out of them as well as into its log."""
+        """Serve the pipes. Call it only after crun has succeeded: crun also writes its errors to the pipes."""
         for fd, ours in pipes.release().items():
             if fd in self.inputs:
-                # Either direction may end before the other, and closes what it has.
+                # Either direction may end first, and closes its descriptor.
                 self._start(self._feed, self.inputs[fd], os.dup(ours) if fd in self.outputs else ours)
             if fd in self.outputs:
                 self._copies.append(self._start(self._drain, ours, self.outputs[fd]))
@@ -109,12 +110,12 @@ class Stdio:
         copy.join()
 
     def resize(self, rows: int, columns: int) -> None:
-        """Set the terminal's size; without a terminal nothing."""
+        """Set the terminal's size. Does nothing without a terminal."""
         if self._terminal >= 0:
             fcntl.ioctl(self._terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
     def finish(self) -> None:
-        """The process has ended: send what it left, then the ends of the streams. Waits for a slow reader."""
+        """Send the remaining output of a process that has ended, then EOF on each stream. Waits for a slow reader."""
         os.close(self._ended_write)
         for copy in self._copies:
             copy.join()
@@ -124,7 +125,7 @@ class Stdio:
         self._end_inputs()
 
     def abandon(self) -> None:
-        """End the streams of a process that could not be created, without frames to the host. Call it once."""
+        """Close the streams of a process that could not be created, without frames to the host. Call it once."""
         os.close(self._ended_write)
         for output in self.outputs.values():
             output.abandon()
@@ -143,7 +144,7 @@ class Stdio:
         return thread
 
     def _feed(self, source: Incoming, fd: int) -> None:
-        """Host to process. A process that closed its end makes the rest be dropped, not the link be stalled."""
+        """Copy from the host to the process. If the process closes its end, drop the rest: the link must not stall."""
         broken = False
         while data := source.get():
             view = memoryview(data)
@@ -160,26 +161,29 @@ class Stdio:
         os.close(fd)
 
     def _drain(self, fd: int, output: Outgoing) -> None:
-        """Process to host, until the last writer is gone or, after the process's end, nothing is left."""
+        """Copy from the process to the host, until the last writer closes or the process has ended and all is read."""
         poll = select.poll()
         poll.register(fd, select.POLLIN)
         poll.register(self._ended_read, select.POLLIN)
         try:
-            while fd in dict(poll.poll()):  # else the process has ended, and nothing is left
+            while fd in dict(poll.poll()):  # otherwise the process has ended, and all is read
                 data = _read(fd)
                 if not data or not output.write(data):
                     break
             output.finish()
         except LinkError:
-            pass  # the host is gone, and this machine with it
+            pass  # the host has closed the link, which ends this VM
         if fd == self._terminal:
             self._terminal = -1
         os.close(fd)
 
 
 def _read(fd: int) -> bytes:
-    """What is there, nothing at the end: of a terminal whose last user is gone, and of a socket whose other end was
-    closed with something unread, that is an error."""
+    """Read available bytes; b"" at the end.
+
+    The end of a terminal whose last user has closed it is EIO. The end of a socket is ECONNRESET if its other end was
+    closed with unread bytes.
+    """
     try:
         return os.read(fd, MAX_DATA)
     except OSError as error:
@@ -189,7 +193,7 @@ def _read(fd: int) -> bytes:
 
 
 def _pair(direction: str) -> tuple[int, int]:
-    """Our end and the process's."""
+    """Create a pipe or socket pair: our end and the process's end."""
     if direction == BOTH:
         ours, theirs = socket.socketpair()
         return ours.detach(), theirs.detach()

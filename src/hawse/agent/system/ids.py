@@ -1,4 +1,4 @@
-"""User and group ids of a container in its user namespace, as the guest's (user_namespaces(7))."""
+"""Translate user and group ids of a container's user namespace to the guest's (user_namespaces(7))."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ if TYPE_CHECKING:
 
     Range = tuple[int, int, int]
 
-#: An id that no mapping has, so that the container sees nobody: the last one, -1, is none.
+#: An id that is not mapped, which a container sees as the overflow id. The last number, -1, is not a valid id.
 UNMAPPED = 2**32 - 2
 _ALL = ((0, 0, 2**32 - 1),)
 
 
 class Ids:
-    """Ranges of the first id in the container, the first in the guest, and their count."""
+    """Id mappings. Each range is the first id in the container, the first id in the guest, and the count."""
 
     __slots__ = ("_gids", "_uids", "mapped")
 
     def __init__(self, uids: Sequence[Range] = _ALL, gids: Sequence[Range] = _ALL, *, mapped: bool = False) -> None:
-        """``mapped``: the container has a user namespace."""
+        """``mapped``: the container uses a user namespace."""
         self._uids = uids
         self._gids = gids
         self.mapped = mapped
 
     def uid(self, number: int) -> int:
-        """The guest's user id."""
+        """The user id in the guest."""
         return _find(self._uids, number)
 
     def gid(self, number: int) -> int:
-        """The guest's group id."""
+        """The group id in the guest."""
         return _find(self._gids, number)
 
 
-#: Of a container without a user namespace.
+#: The ids of a container without a user namespace.
 SAME = Ids()
 
 
 def of_spec(spec: Document) -> Ids:
-    """Those of a specification whose user namespace is a new one, or that has none."""
+    """The ids of a specification with a new user namespace, or without a user namespace."""
     linux = spec.get("linux") or {}
     if not any(namespace["type"] == "user" for namespace in linux.get("namespaces") or ()):
         return SAME

@@ -1,6 +1,7 @@
-"""Kernel modules: loading is begun early and waited for late, so that it overlaps with what needs none.
+"""Load kernel modules in the background: start early and wait late, so that loading overlaps with other work.
 
-By finit_module(2) in the order of modules.dep: a modprobe would take longer to be loaded itself than any of them.
+Modules are loaded by finit_module(2) in the order of modules.dep: starting modprobe would take longer than loading any
+of them.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ _DIRECTORY = "/usr/lib/hawse/modules"
 
 
 class Modules:
-    """Loads each set of modules once, however many ask for it."""
+    """Loads each set of modules once, regardless of the number of callers."""
 
     def __init__(self, directory: str = "", *, load: Callable[[str], None] = syscalls.load_module) -> None:
-        """``load``: calls finit_module(2) for a path."""
+        """``load`` calls finit_module(2) for a path."""
         self._directory = directory or _DIRECTORY
         self._load_module = load
-        self._needs: dict[str, tuple[str, list[str]]] = {}
+        self._dependencies: dict[str, tuple[str, list[str]]] = {}
         self._lock = threading.Lock()
         self._begun: dict[tuple[str, ...], threading.Event] = {}
         with open(f"{self._directory}/modules.dep") as file:
             for line in file:
                 path, _, others = line.partition(":")
-                self._needs[_name(path)] = (path, others.split())
+                self._dependencies[_name(path)] = (path, others.split())
 
     def begin(self, names: tuple[str, ...]) -> threading.Event:
-        """Start loading modules with their dependencies; the event is set when it is done."""
+        """Start loading modules with their dependencies. Returns an event that is set when they are loaded."""
         with self._lock:
             done = self._begun.get(names)
             if done is None:
@@ -40,18 +41,18 @@ class Modules:
         return done
 
     def load(self, names: tuple[str, ...]) -> None:
-        """Wait until modules are loaded. One that cannot be is missed by what needs it, with a better error."""
+        """Load modules, and wait. A failure is only printed: a later step that needs the module reports it better."""
         self.begin(names).wait()
 
     def wait(self) -> None:
-        """Wait until all that was begun is done."""
+        """Wait until all loads that :meth:`begin` has started are finished."""
         with self._lock:
             begun = list(self._begun.values())
         for done in begun:
             done.wait()
 
     def require(self, names: tuple[str, ...]) -> None:
-        """Load modules. Raises :class:`VmError` for one that cannot be."""
+        """Load modules. Raises :class:`VmError` for a module that cannot be loaded."""
         for name in names:
             for file in self._files(name):
                 try:
@@ -59,7 +60,7 @@ class Modules:
                 except OSError as error:
                     raise VmError(
                         f"vm.load_modules: the guest cannot load {name}: {file}: {error.strerror}",
-                        hint="take it out of vm.load_modules",
+                        hint="remove it from vm.load_modules",
                     ) from None
 
     def _run(self, names: tuple[str, ...], done: threading.Event) -> None:
@@ -70,7 +71,7 @@ class Modules:
             done.set()
 
     def insert(self, name: str) -> None:
-        """Load one module after what it needs; nothing where it is built in. The console tells of failures."""
+        """Load one module after its dependencies; do nothing if it is built in. Failures are printed to the console."""
         for file in self._files(name):
             try:
                 self._load(file)
@@ -78,8 +79,8 @@ class Modules:
                 print(f"hawse agent: module {file}: {os.strerror(error.errno or 0)}", flush=True)
 
     def _files(self, name: str) -> tuple[str, ...]:
-        """A module's file after those of what it needs (modules.dep(5) lists a module's needs after it)."""
-        path, others = self._needs.get(_name(name), ("", []))
+        """The files of a module's dependencies, then its own (modules.dep(5) lists dependencies after the module)."""
+        path, others = self._dependencies.get(_name(name), ("", []))
         return (*reversed(others), path) if path else ()
 
     def _load(self, file: str) -> None:
@@ -90,5 +91,5 @@ class Modules:
 
 
 def _name(path: str) -> str:
-    """kernel/drivers/vfio/pci/vfio-pci.ko is the module vfio_pci."""
+    """The module of a file: kernel/drivers/vfio/pci/vfio-pci.ko is vfio_pci."""
     return os.path.basename(path).partition(".")[0].replace("-", "_")

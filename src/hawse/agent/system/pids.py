@@ -1,4 +1,4 @@
-"""Signals to processes that were found by their pids, which may have gone to other processes by then."""
+"""Signal processes that were found by their pids, without signalling others that have got these pids since."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest wi
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-#: Descriptors that are open at a time.
-_PIECE = 128
+#: The number of pidfds that are open at a time.
+_BATCH = 128
 
 
 def signal_each(find: Callable[[], Iterable[int]], number: int) -> None:
-    """Signal every process that ``find`` returns: once more after a descriptor of it was opened (pidfd_open(2)).
+    """Signal every process that ``find`` returns, and still returns after its pidfd was opened (pidfd_open(2)).
 
-    A process that has got the pid of one that ended is not found the second time, or is one that is to be signalled.
+    If another process has got a pid in between, the second ``find`` does not return it, or it is to be signalled, too.
     """
     pids = sorted(set(find()))
-    for start in range(0, len(pids), _PIECE):
+    for start in range(0, len(pids), _BATCH):
         with ExitStack() as undo:
             opened = {}
-            for pid in pids[start : start + _PIECE]:
-                with suppress(OSError):  # it has ended
+            for pid in pids[start : start + _BATCH]:
+                with suppress(OSError):  # the process has ended
                     opened[pid] = os.pidfd_open(pid)
                     undo.callback(os.close, opened[pid])
             for pid in set(find()) & opened.keys():

@@ -1,4 +1,4 @@
-"""Children: started here, waited for here. PID 1 also collects the orphans that the kernel hands to it."""
+"""Start and reap child processes. PID 1 also reaps the orphans that become its children."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _ENDS = (os.CLD_EXITED, os.CLD_KILLED, os.CLD_DUMPED)
 
 
 class Reaper:
-    """One thread waits for all children, so that nobody else's wait can be stolen."""
+    """Reaps all children in one thread, so that no other wait can consume an exit status."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._exits: dict[int, tuple[float, int]] = {}
 
     def start(self) -> None:
-        """Begin collecting; from here on nothing else in this process may call waitpid."""
+        """Start the thread. From now on, no other code of this process may call waitpid(2)."""
         threading.Thread(target=self._collect, name="reaper", daemon=True).start()
 
     def spawn(
@@ -35,9 +35,10 @@ class Reaper:
         new_session: bool = False,
         oom_score_adj: int = 0,
     ) -> int:
-        """Start ``argv[0]``, an absolute path, with ``{child's fd: our fd}`` in place; its pid.
+        """Start ``argv[0]``, an absolute path. Returns its pid.
 
-        ``oom_score_adj`` (proc(5)) is inherited: this process, which is never killed for memory, has it meanwhile.
+        ``descriptors`` maps the child's fd numbers to ours. ``oom_score_adj`` (proc(5)) is inherited, so this process
+        temporarily sets its own, which is safe, because the kernel never kills this process for memory.
         """
         actions = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in (descriptors or {}).items()]
         with self._changed:
@@ -55,15 +56,15 @@ class Reaper:
             finally:
                 if oom_score_adj:
                     _set_oom_score_adj(0)
-            self._exits.pop(pid, None)  # an orphan that had the same number before
+            self._exits.pop(pid, None)  # of an earlier orphan with the same pid
             self._changed.notify_all()
         return pid
 
     def wait(self, pid: int, *, since: float = 0.0, forget: Callable[[], None] = lambda: None) -> int:
         """The exit code of a child or adopted orphan, 128+n for signal n.
 
-        ``since``: for an orphan, a time.monotonic() before its birth; an exit recorded earlier was a namesake's.
-        ``forget`` is called before anybody may use the pid again by :meth:`hold`.
+        ``since``: for an orphan, a time.monotonic() before its start; an exit that was recorded earlier belongs to
+        another process with the same pid. ``forget`` is called before :meth:`hold` can use the pid again.
         """
         with self._changed:
             while not self._has_ended(pid, since):
@@ -73,7 +74,7 @@ class Reaper:
 
     @contextmanager
     def hold(self, pid: int, *, since: float = 0.0) -> Iterator[bool]:
-        """While this lasts no child is waited for, so that the pid of one stays its own. False: it has ended before."""
+        """Reap no child meanwhile, so that a child keeps its pid. Yields False if the child has ended before."""
         with self._changed:
             yield not self._has_ended(pid, since)
 
@@ -86,20 +87,21 @@ class Reaper:
                 ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
                 with self._changed:
-                    self._changed.wait(0.5)  # until something is spawned; an orphan may come without notice
+                    self._changed.wait(0.5)  # until a child is spawned; an orphan may appear without a notification
                 continue
             assert ended is not None, "only with WNOHANG"
             if ended.si_code not in _ENDS:
-                # A stop of a traced process (hawse.agent.container.sessions), reported without being asked for (Linux
-                # kernel/exit.c, wait_task_stopped()): its tracer ends it, and until then this would return at once.
+                # A stop of a traced process (hawse.agent.container.sessions), which the kernel reports although it was
+                # not requested (Linux kernel/exit.c, wait_task_stopped()). Until the tracer continues the process,
+                # waitid(2) would return at once.
                 time.sleep(0.001)
                 continue
             pid = ended.si_pid
             with self._changed:
-                # Its pid may be another process's from here on, and this is on record before anybody can use it.
+                # After waitpid(2), another process may get the pid. Record the exit before any code can use the pid.
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 self._exits[pid] = (time.monotonic(), code if code >= 0 else 128 - code)
-                if len(self._exits) > _KEPT:  # orphans nobody asks for
+                if len(self._exits) > _KEPT:  # exits of orphans for which no code waits
                     del self._exits[next(iter(self._exits))]
                 self._changed.notify_all()
 

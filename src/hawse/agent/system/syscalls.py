@@ -1,4 +1,4 @@
-"""System calls of the guest only that Python lacks; :mod:`hawse.linux` has those that the host uses, too."""
+"""System calls that Python lacks and only the guest uses. :mod:`hawse.linux` has those that the host uses, too."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207  # include/uapi/linux/random
 _RB_POWER_OFF = 0x4321FEDC
 
 
-def bind_in(namespace: int, source: str, place: int) -> None:
-    """Bind ``source`` to the file of the descriptor ``place``, in the mount namespace of another descriptor.
+def bind_in(namespace: int, source: str, target: int) -> None:
+    """Bind ``source`` to the file of the descriptor ``target``, in the mount namespace of another descriptor.
 
     Raises OSError.
     """
     tree = mounts.open_tree(source)
     try:
-        in_mounts(namespace, lambda: mounts.attach(tree, place, source))
+        in_mounts(namespace, lambda: mounts.attach(tree, target, source))
     finally:
         os.close(tree)
 
 
 def in_mounts(namespace: int, act: Callable[[], None]) -> None:
-    """Call ``act`` in the mount namespace of a descriptor, whose root directory it then has. Raises what it raises.
+    """Call ``act`` in the mount namespace of a descriptor, with that namespace's root directory.
 
-    A thread enters the namespace, and ends there: it has a root directory and a working directory of its own from then
-    on, which setns(2) demands.
+    A new thread enters the namespace, and then ends. It first unshares its root and working directory from the other
+    threads, as setns(2) requires. Exceptions of ``act`` are raised here.
     """
     failures: list[BaseException] = []
 
@@ -49,7 +49,7 @@ def in_mounts(namespace: int, act: Callable[[], None]) -> None:
             mounts.unshare_directory()
             check(libc.setns(namespace, CLONE_NEWNS), "setns")
             act()
-        except BaseException as error:  # the caller's to handle
+        except BaseException as error:  # raised again in the calling thread
             failures.append(error)
 
     thread = threading.Thread(target=enter)
@@ -61,7 +61,7 @@ def in_mounts(namespace: int, act: Callable[[], None]) -> None:
 
 @contextmanager
 def file_owner(uid: int, gid: int) -> Iterator[None]:
-    """Files that the calling thread makes meanwhile have this owner, and it has its rights alone (setfsuid(2))."""
+    """Create files as this owner in the calling thread, and access files only with its permissions (setfsuid(2))."""
     before = libc.setfsuid(-1), libc.setfsgid(-1)
     libc.setfsgid(ctypes.c_uint(gid))
     libc.setfsuid(ctypes.c_uint(uid))
@@ -73,7 +73,7 @@ def file_owner(uid: int, gid: int) -> Iterator[None]:
 
 
 def load_module(path: str) -> None:
-    """finit_module(2): load a kernel module from its file; raises OSError, EEXIST when it is there already."""
+    """Load a kernel module from its file (finit_module(2)). Raises OSError; EEXIST if the module is already loaded."""
     flags = 0 if path.endswith(".ko") else _MODULE_INIT_COMPRESSED_FILE
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -84,13 +84,13 @@ def load_module(path: str) -> None:
 
 
 def become_subreaper() -> None:
-    """Orphans of this process's descendants become its children, as they do of PID 1."""
+    """Make orphans among this process's descendants its children, as with PID 1 (PR_SET_CHILD_SUBREAPER)."""
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise failure("prctl")
 
 
 def reseed(entropy: bytes) -> None:
-    """Add to the kernel's random number generator and have it used by every CPU from now on (random(4)).
+    """Add entropy to the kernel's random number generator, and make all CPUs use it at once (random(4)).
 
     The first ioctl credits the entropy and mixes it in; the second makes the next read of any CPU draw a new key from
     the pool (drivers/char/random.c, crng_reseed()).
@@ -102,5 +102,5 @@ def reseed(entropy: bytes) -> None:
 
 
 def power_off() -> None:
-    """End the virtual machine at once. What must be on the disk is synced by the caller."""
+    """Power off the VM at once. The caller has to sync file systems first."""
     libc.reboot(ctypes.c_int(_RB_POWER_OFF))

@@ -1,4 +1,4 @@
-"""When the agent's steps began and ended, for the host's timeline: nanoseconds of this guest's CLOCK_MONOTONIC."""
+"""The start and end of the agent's steps, for the host's timeline: nanoseconds of the guest's CLOCK_MONOTONIC."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_MOST = 256
+_MAX_STEPS = 256
 _steps: list[tuple[str, int, int]] = []
 
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """The block is a step."""
+    """Record the block as a step."""
     began = time.monotonic_ns()
     try:
         yield
@@ -21,16 +21,16 @@ def span(name: str) -> Iterator[None]:
 
 
 def add(name: str, began: int, ended: int) -> None:
-    """Note a step."""
-    if len(_steps) < _MOST:
+    """Record a step. Steps beyond the maximum are dropped."""
+    if len(_steps) < _MAX_STEPS:
         _steps.append((name, began, ended))
 
 
-def forget() -> None:
-    """What was so far belongs to a template."""
+def clear() -> None:
+    """Remove all steps so far, which belong to a template."""
     _steps.clear()
 
 
-def taken() -> list[dict[str, object]]:
+def steps() -> list[dict[str, object]]:
     """All steps so far."""
     return [{"name": name, "began_ns": began, "ended_ns": ended} for name, began, ended in _steps]

@@ -34,7 +34,7 @@ class Effects:
     """The functions that change or inspect the host, replaceable in tests.
 
     ``carry_out`` takes writes and a timeout in seconds, ``load`` a kernel module and a timeout in seconds. ``holders``
-    takes a group's number and returns the processes that have the group open.
+    takes a group's number and returns the processes in which the group is open.
     """
 
     carry_out: Callable[[Sequence[Write], float], Outcome] = sysfs_writes.carry_out
@@ -50,7 +50,7 @@ def plan_bind(target: Target, vfio: str, *, root: str = "") -> list[Write]:
     return _plan_move(target, vfio, root)
 
 
-def plan_give_back(target: Target, record: Record, *, root: str = "") -> list[Write]:
+def plan_restore(target: Target, record: Record, *, root: str = "") -> list[Write]:
     """The writes that restore the driver and the override of a record; empty if the function has both already."""
     plan: list[Write] = []
     override = target.override
@@ -86,7 +86,7 @@ def restore(record: Record, *, seconds: float, root: str, effects: Effects) -> N
     if record.driver and now.driver != record.driver:
         load = effects.load
         variants.provide(record.driver, address, load=load, seconds=seconds, root=root, modalias=True)
-    _carry_out(address, plan_give_back(now, record, root=root), seconds, effects)
+    _carry_out(address, plan_restore(now, record, root=root), seconds, effects)
     _verify(address, record.driver, root)
 
 

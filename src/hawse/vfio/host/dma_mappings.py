@@ -36,7 +36,7 @@ def limit(*, root: str = "") -> int:
         return -1
 
 
-def raise_limit(wanted: int, *, root: str = "") -> None:
+def raise_limit(mappings: int, *, root: str = "") -> None:
     """Raise the host's limit to this number of mappings; a higher limit is kept.
 
     The limit is never lowered again: other sandboxes may be about to open VFIO, and a limit costs nothing until
@@ -48,8 +48,8 @@ def raise_limit(wanted: int, *, root: str = "") -> None:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     with os.fdopen(os.open(f"{root}{_LOCK}", flags, 0o600), "r+") as lock, open(parameter(root=root), "r+") as file:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if int(file.read(64)) < wanted:
-            os.pwrite(file.fileno(), f"{wanted}\n".encode(), 0)
+        if int(file.read(64)) < mappings:
+            os.pwrite(file.fileno(), f"{mappings}\n".encode(), 0)
 
 
 def try_to_raise(entries_of: Iterable[int], *, root: str = "") -> None:
@@ -57,23 +57,23 @@ def try_to_raise(entries_of: Iterable[int], *, root: str = "") -> None:
 
     A failure is ignored: the plan has warned of it (:func:`warning`).
     """
-    wanted = max(entries_of, default=0)
-    if wanted:
+    mappings = max(entries_of, default=0)
+    if mappings:
         with suppress(OSError, ValueError):
-            raise_limit(wanted, root=root)
+            raise_limit(mappings, root=root)
 
 
-def warning(wanted: int, *, root: str = "") -> str:
+def warning(mappings: int, *, root: str = "") -> str:
     """A warning about a limit that hawse cannot raise to this number; "" if it is high enough or can be raised."""
     path, present = parameter(root=root), limit(root=root)
-    return "" if not 0 <= present < wanted or _is_writable(path) else sentence(present, wanted, path)
+    return "" if not 0 <= present < mappings or _is_writable(path) else sentence(present, mappings, path)
 
 
-def sentence(present: int, wanted: int, path: str) -> str:
-    """The warning about a limit that is lower than wanted."""
+def sentence(present: int, mappings: int, path: str) -> str:
+    """The warning about a limit that is lower than the number of ``mappings``."""
     return (
         f"a program that maps more than {present} pages for its device will lose DMA: dma_entry_limit of the "
-        f"module vfio_iommu_type1 cannot be raised [run `echo {wanted} > {path}` on the host]"
+        f"module vfio_iommu_type1 cannot be raised [run `echo {mappings} > {path}` on the host]"
     )
 
 
