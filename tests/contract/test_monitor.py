@@ -240,7 +240,7 @@ async def power_off(machine: FakeMachine) -> None:
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        (speak_nonsense, "the agent in the guest speaks nonsense: link: "),
+        (speak_nonsense, "protocol violation by the guest agent: link: "),
         (power_off, "the guest closed the link"),
     ],
 )

@@ -96,7 +96,7 @@ class _Monitor:
             seconds=1, sandbox="c1",
         )  # fmt: skip
         self.link.on_oom = lambda _name, kills: self.container.usage.note_oom(kills)
-        self.link.on_notify = lambda _name, text: self.container.notices.take(text)
+        self.link.on_notify = lambda _name, text: self.container.notices.handle(text)
         self.dials = Announced(self.processes, HostSockets(_no_socket).connect, what="sockets of the host", most=64)
         self.link.on_dial = self.dials.take
         self._ends: list[asyncio.StreamReader] = []

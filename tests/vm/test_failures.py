@@ -232,7 +232,7 @@ def test_agent_that_violates_the_protocol(runtime: Runtime, bundle: str) -> None
     )
     runtime.configure(f"[vm]\nkernel_append = '''rdinit=/usr/bin/sh -- -c \"{script}\"'''\n")
     said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith("the agent in the guest speaks nonsense: link: frame of ")
+    assert said.startswith("protocol violation by the guest agent: link: frame of ")
 
 
 @pytest.mark.parametrize(

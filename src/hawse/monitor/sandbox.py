@@ -356,7 +356,7 @@ class Sandbox:
 
     def _take_notice(self, container: str, text: str) -> None:
         if found := self._members.get(container):
-            found.notices.take(text)
+            found.notices.handle(text)
 
     async def _await_end(self) -> None:
         await self.first.stopped.wait()
