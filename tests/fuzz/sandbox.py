@@ -98,7 +98,7 @@ class _Monitor:
         self.link.on_oom = lambda _name, kills: self.container.usage.note_oom(kills)
         self.link.on_notify = lambda _name, text: self.container.notices.handle(text)
         self.dials = Announced(self.processes, HostSockets(_no_socket).connect, what="sockets of the host", most=64)
-        self.link.on_dial = self.dials.take
+        self.link.on_dial = self.dials.handle
         self._ends: list[asyncio.StreamReader] = []
         self._writers: list[_Events] = []
 

@@ -93,8 +93,11 @@ def test_detach_reports_the_devices_that_are_left() -> None:
         assert made.link.seconds["remove_nodes"] == 61, "the guest may take a second"
         assert (call["force"], call["group"], call["seconds"], call["container"]) == (True, 3, 1.0, "c1")
         assert [entry["host"]["group"] for entry in call["devices"]] == [9]
-        assert [entry["host"]["group"] for entry in made.attachments.seen()] == [9]
-        assert made.attachments.seen()[0]["nodes"][-2:] == ["/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio9"]
+        assert [entry["host"]["group"] for entry in made.attachments.state_entries()] == [9]
+        assert made.attachments.state_entries()[0]["nodes"][-2:] == [
+            "/dev/vfio/devices/vfio1",
+            "/dev/vfio/devices/vfio9",
+        ]
         assert [node.path for node in made.attachments.guest_nodes()] == [
             "/dev/vfio/9", "/dev/iommu", "/dev/vfio/devices/vfio9"
         ]  # fmt: skip
@@ -102,7 +105,7 @@ def test_detach_reports_the_devices_that_are_left() -> None:
             await made.attachments.detach(5, force=False)
         assert getattr(caught.value, "hint", "") == "attached: 9"
         await made.attachments.end()
-        assert (made.qmp.plugged, made.attachments.seen(), len(made.claims.spares)) == (set(), [], 4)
+        assert (made.qmp.plugged, made.attachments.state_entries(), len(made.claims.spares)) == (set(), [], 4)
 
     virtual_time.run(story())
 
@@ -126,9 +129,7 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
         made = Machine(plan(*groups).container, BOUND, add_nodes=VmError("agent: no"))
         made.qmp = FakeQmp(patience=10**9)
         await made.begin()
-        words = (
-            "agent: no" if call == "attach" else "emulated edu of group 5: the guest does not let go of it within 1 s"
-        )
+        words = "agent: no" if call == "attach" else "emulated edu of group 5: the guest does not release it within 1 s"
         with pytest.raises((DeviceError, VmError), match=words):
             if call == "detach":
                 await made.attachments.detach(5, force=False)
@@ -178,7 +179,7 @@ def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str)
             assert caught.value.hint
             return
         await made.begin()
-        assert made.attachments.seen()[0]["guest"]["group"] == answer["group"]
+        assert made.attachments.state_entries()[0]["guest"]["group"] == answer["group"]
         [node] = made.attachments.guest_nodes()
         assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest's kernel has no device files"
         assert node.guest_numbers is None
@@ -199,7 +200,7 @@ def test_bar_needs_an_address_in_the_guest(bars: list[int], room: bool) -> None:
         if room:
             await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         else:
-            with pytest.raises(DeviceError, match="no room for its BAR 2 of 1048576 bytes"):
+            with pytest.raises(DeviceError, match="no space for its BAR 2 of 1048576 bytes"):
                 await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
 
     virtual_time.run(story())

@@ -43,7 +43,7 @@ class FakeNetwork:
         self.inodes: list[int] = []
         self.packets: FakePackets | None = FakePackets()
 
-    def taken(self) -> FakeNetwork | None:
+    def take_joining(self) -> FakeNetwork | None:
         return self if self._looks else None
 
     def wait(self) -> Joined:
@@ -113,7 +113,7 @@ def test_single_interface() -> None:
         [(method, call)] = made.link.calls
         kept = {k: v for k, v in interface(0).items() if k not in ("index", "mac")}
         assert (method, call) == ("configure_network", {"interfaces": [{"address": address, **kept}], "seconds": 1.0})
-        assert made.nics.seen == [{"name": "eth0", "mac": "0a:00:00:00:00:00", "guest": address}]
+        assert made.nics.state_entries == [{"name": "eth0", "mac": "0a:00:00:00:00:00", "guest": address}]
         assert descriptors() == before, "the taps are QEMU's only"
         assert await made.plug() == [], "nothing new"
         assert len(made.link.calls) == 1
@@ -148,7 +148,7 @@ def test_host_without_packet_sockets_is_warned_of() -> None:
         assert await made.plug() == []
         [(_, route), (level, text)] = await made.plug()
         assert (route, level) == ("a route is missing", "warning")
-        assert text.startswith("the host has no packet sockets (CONFIG_PACKET)")
+        assert text.startswith("the host kernel has no packet sockets (CONFIG_PACKET)")
         made.nics.end()
 
     virtual_time.run(story())
@@ -170,7 +170,7 @@ def test_interfaces_of_one_look_share_ports(count: int, ports: int) -> None:
             assert [addr for _, of, addr, _ in made.devices() if of == bus][-1] == "0.0"
         addresses = [entry["address"] for entry in made.link.calls[0][1]["interfaces"]]
         assert len(set(addresses)) == count
-        assert [seen["name"] for seen in made.nics.seen] == [f"eth{number}" for number in range(count)]
+        assert [seen["name"] for seen in made.nics.state_entries] == [f"eth{number}" for number in range(count)]
 
     virtual_time.run(story())
 

@@ -257,7 +257,7 @@ def test_a_device_that_stays_is_told_and_its_container_stays_on_record(tmp_path:
             await made.join()
             store = Store(made.store.root, "c2")
             for _ in range(3):
-                with pytest.raises(DeviceError, match="the guest does not let go of it"):
+                with pytest.raises(DeviceError, match="the guest does not release it"):
                     await asyncio.to_thread(delete, store, force=True)
                 assert os.path.exists(f"{store.path}/state.json")
                 assert made.guest.containers == {"c1"}
@@ -281,7 +281,7 @@ def test_group_that_the_guest_kept_after_a_failed_creation_is_asked_for_again(tm
             wanted = made.joining()
             await made.announce(f"c2/{KEY}")
             made.guest.containers.add("c2")  # so that there can be no second one
-            with pytest.raises(VmError, match="does not let go of it"):
+            with pytest.raises(VmError, match="does not release it"):
                 await made.create(wanted)
             made.guest.containers.discard("c2")
             await made.sandbox.first.begin(cast(Any, made.qmp), made.machine.link)
@@ -315,7 +315,7 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
             await made.join(plugs=[], disks=[disk])
             store = Store(made.store.root, "c2")
             for _ in range(2):
-                with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it"):
+                with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not release it"):
                     await asyncio.to_thread(delete, store, force=True)
                 assert os.path.exists(f"{store.path}/state.json")
             await made.announce(f"c3/{KEY}")
@@ -324,7 +324,7 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
             store.remove()
             await made.join(plugs=[])
             await made.call("c2", "delete")
-            with pytest.raises(DeviceError, match="the guest does not let go of it"):
+            with pytest.raises(DeviceError, match="the guest does not release it"):
                 await made.call("c2", "delete")
             made.qmp.patience = 1
             await made.call("c2", "delete")
@@ -341,7 +341,7 @@ def test_a_failure_and_that_of_its_undoing_are_told_together(tmp_path: Path) -> 
             wanted = made.joining()
             await made.announce(f"c2/{KEY}")
             made.guest.containers.add("c2")  # so that there can be no second one
-            with pytest.raises(VmError, match=r"c2 is there, or is not; and then .* does not let go of it"):
+            with pytest.raises(VmError, match=r"c2 is there, or is not; and then .* does not release it"):
                 await made.create(wanted)
 
     run(story)

@@ -32,10 +32,10 @@ from hawse.monitor.agent.notifications import Notices
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
-from hawse.monitor.devices.misc_devices import named
+from hawse.monitor.devices.misc_devices import guest_numbers
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.guest_hugepages import HugePages
-from hawse.monitor.processes.processes import KILLED, LOST, Processes, whole
+from hawse.monitor.processes.processes import KILLED, LOST, Processes, uninterrupted
 from hawse.monitor.processes.proxy_connections import Proxy
 from hawse.monitor.share.exports import NOWHERE, Place, in_the_share
 from hawse.monitor.usage import Usage
@@ -120,7 +120,7 @@ class Container:
         self._disks = disks or Disks(claims, seconds=seconds)
         self._machine: tuple[Qmp, GuestLink] | None = None
         self._moved: dict[numbers.Numbers, tuple[int, int]] = {}
-        self._named: dict[tuple[int, int], tuple[int, int]] = {}
+        self._misc_numbers: dict[tuple[int, int], tuple[int, int]] = {}
         self._cgroup = cgroup
         self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, fits=fits)
         processes.claim(self._key)
@@ -141,7 +141,7 @@ class Container:
         self._machine = qmp, link
         places = await self._disks.attach(self.plan.disks, owner=self.plan.id, qmp=qmp, link=link)
         self._moved = {("b", *host): guest for host, guest in places.items()}
-        self._named = await named(self.plan.named, link)
+        self._misc_numbers = await guest_numbers(self.plan.named, link)
 
     async def create(
         self,
@@ -166,11 +166,11 @@ class Container:
                 warnings += await connect(proxy.process)
             if self.plan.sysctls:
                 await self._processes.call(SetSysctls(values=self.plan.sysctls))
-            spec, notes = with_guest_nodes(self.plan.spec, self.attachments.guest_nodes(), self._named)
-            spec = self.attachments.furnish(numbers.move(spec, self._moved))
+            spec, notes = with_guest_nodes(self.plan.spec, self.attachments.guest_nodes(), self._misc_numbers)
+            spec = self.attachments.add_native_nodes(numbers.move(spec, self._moved))
             process = inherit(spec["process"], self.plan.inherited)
             spec = spec | {"process": _with_size(process, proxy.size)}
-            seen = self.attachments.seen()
+            seen = self.attachments.state_entries()
             spec, binds = in_the_share(spec, self.plan.id, places)
 
             def call(process: int, descriptors: list[str]) -> Create:
@@ -372,7 +372,7 @@ class Container:
 
     def _show_devices(self) -> None:
         if self.status != STOPPED:
-            self._state["vfio"] = self.attachments.seen()
+            self._state["vfio"] = self.attachments.state_entries()
             self._write()
 
     async def _place(self, proxy: Proxy) -> Notes:
@@ -380,7 +380,7 @@ class Container:
         if not self.plan.cgroup.path:
             return []
         # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU, a scope for systemd.
-        warnings = await whole(asyncio.to_thread(self._cgroup.place, proxy.process))
+        warnings = await uninterrupted(asyncio.to_thread(self._cgroup.place, proxy.process))
         proxy.placed()
         return [warning(text) for text in warnings]
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from hawse.monitor.processes.processes import whole
+from hawse.monitor.processes.processes import uninterrupted
 
 if TYPE_CHECKING:
     from hawse.host.cgroup.control import ControlCgroup
@@ -81,4 +81,4 @@ class Hurry:
                 return
             self._moved = wanted
             move = self._control.enter if wanted else self._control.leave
-            await whole(asyncio.to_thread(move, self._programs()))
+            await uninterrupted(asyncio.to_thread(move, self._programs()))

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from hawse.errors import HawseError
 from hawse.monitor.agent.calls import ReserveHugepages, ShareHugepages
-from hawse.monitor.processes.processes import Processes, whole
+from hawse.monitor.processes.processes import Processes, uninterrupted
 from hawse.plan.model import ContainerPlan
 
 #: Seconds that the guest may take for a GiB of them: each page is cleared, and the host finds memory for it.
@@ -29,7 +29,7 @@ class HugePages:
             more = kib * count / _GIB_KIB * _SECONDS_A_GIB
             asked = asyncio.ensure_future(self._processes.call(ReserveHugepages(kib=kib, count=count), more=more))
             try:
-                await whole(asked)
+                await uninterrupted(asked)
             finally:
                 if asked.done() and not asked.cancelled() and asked.exception() is None:
                     self._reserved.append((kib, count))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError
 from hawse.host.vfio_functions import give_back, take
-from hawse.monitor.processes.processes import whole
+from hawse.monitor.processes.processes import uninterrupted
 
 if TYPE_CHECKING:
     from hawse.monitor.container import Container
@@ -59,7 +59,7 @@ class Member:
         """Bind the host's functions of the plan to VFIO drivers. Raises :class:`DeviceError`."""
         self._bound = True
         if self.container.plan.binds:
-            await whole(asyncio.to_thread(take, self.container.plan.binds, self._store))
+            await uninterrupted(asyncio.to_thread(take, self.container.plan.binds, self._store))
 
     async def restore_functions(self) -> None:
         """Bind them to their earlier drivers. Raises :class:`DeviceError`; the next call tries again."""

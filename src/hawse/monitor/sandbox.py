@@ -86,7 +86,7 @@ class Sandbox:
         self.control = ControlCgroup(plan.container.cgroup.path, store.path)
         self._hurry = Hurry(self.control, self._programs)
         if self.control.is_apart:
-            self.processes.see_off = self._hurry.see_off
+            self.processes.await_proxy_exit = self._hurry.see_off
         patience = 0 if plan.machine.shape.accel == "kvm" else self._seconds
         self._deadlines = Deadlines(self.processes, self._hurry, seconds=patience, give_up=self._give_up)
 
@@ -100,7 +100,7 @@ class Sandbox:
         return Room(
             spares=self.claims.spares,
             disks=self.disks.plugged,
-            plugs=self.claims.to_share,
+            plugs=self.claims.shareable,
             native=[group for member in self._members for group in member.container.plan.native],
             memory_mib=self.plan.machine.shape.memory_mib,
             label=self.plan.machine.label,
@@ -114,8 +114,8 @@ class Sandbox:
         self.processes.begin(machine.link)
         machine.link.on_oom = self._note_oom
         machine.link.on_notify = self._take_notice
-        machine.link.on_dial = self._dials.take
-        machine.link.on_query = self._queries.take
+        machine.link.on_dial = self._dials.handle
+        machine.link.on_query = self._queries.handle
         if any(self.plan.container.hooks.get(kind) for kind in CREATION):
             self._furnished.set()
             await self._hooked.wait()
@@ -151,7 +151,7 @@ class Sandbox:
 
         If a step fails, the steps before it are undone. Raises StateError, ConfigError, DeviceError or VmError.
         """
-        await self._ask_again(plan.plugs)
+        await self._retry_unplug(plan.plugs)
         if self._machine is None or self.first.status not in (CREATED, RUNNING):
             raise StateError(f"sandbox {self.plan.container.id} is {self.first.status}: no container can join it")
         if plan.id in self._members:
@@ -162,7 +162,7 @@ class Sandbox:
         member = Member(container, store)
         member.undo.push_async_callback(self._placement.follow)
         member.undo.callback(self._rate)
-        member.undo.callback(container.attachments.disclaim)
+        member.undo.callback(container.attachments.release_claims)
         self._members.add(member)
         member.undo.callback(self._members.remove, member)
         member.undo.callback(container.end)
@@ -186,7 +186,7 @@ class Sandbox:
 
     async def attach(self, name: str, wanted: Attachment) -> list[Document]:
         """Give a container one group more; its entries of the state. Raises as :meth:`Container.attach`."""
-        await self._ask_again(wanted.plugs)
+        await self._retry_unplug(wanted.plugs)
         return await self.find(name).attach(wanted)
 
     async def update(self, name: str, resources: Document) -> list[str]:
@@ -290,14 +290,14 @@ class Sandbox:
         await self._look_at_mounts(name)
         return await container.create(joins, places=self._share.places(name), connect=connect)
 
-    async def _ask_again(self, plugs: Sequence[PlugStep]) -> None:
+    async def _retry_unplug(self, plugs: Sequence[PlugStep]) -> None:
         """Ask the guest again for groups that it has kept after another container, which may be deleted.
 
         The host's drivers stay: who is to have a group was planned with those that it has now.
         """
         groups = {plug.group for plug in plugs if not plug.shared}
         for member in self._members.with_devices:
-            await member.container.attachments.ask_again(groups)
+            await member.container.attachments.retry_unplug(groups)
 
     def _programs(self) -> list[Process]:
         return self._machine.processes() if self._machine is not None else []
@@ -340,7 +340,7 @@ class Sandbox:
         with self._steps.span(NETWORK, "connected again"):
             notes = await self.nics.plug(self._machine.qmp, self._machine.link)
             await self._name_servers.serve(self._machine.link)
-        self.first.show_network(self.nics.seen)
+        self.first.show_network(self.nics.state_entries)
         return notes
 
     def _note_oom(self, container: str, kills: int) -> None:
