@@ -258,7 +258,7 @@ def test_the_end_of_the_link_is_explained_with_the_last_words_of_the_console(
         assert await monitor.ended() == 0
         failure = json.loads(Path(f"{monitor.store.path}/state.json").read_text())["failure"]
         assert failure["message"].startswith(message)
-        assert (failure["evidence"], failure["hint"]) == ("Kernel panic", "the last words of its console follow")
+        assert (failure["evidence"], failure["hint"]) == ("Kernel panic", "the end of the console log follows")
 
     tell(tmp_path, story)
 

@@ -107,7 +107,7 @@ class _Monitor:
         using = asyncio.create_task(self._use())
         await self.link.run()
         reason = reason_of(self.link)
-        self.container.lose(reason)
+        self.container.record_failure(reason)
         self.container.end()
         self.processes.end(LOST)
         self.dials.end()

@@ -93,7 +93,10 @@ def test_a_command_that_fails_undoes_those_before_it(number: int, error: HawseEr
     ("answers", "words"),
     [
         ({"bind_vfio": [BOUND, DeviceError("0000:02:00.0: refuses")]}, "in the guest 0000:02:00.0: refuses"),
-        ({"bind_vfio": [BOUND, BOUND | {"group": 4}]}, "is in the guest's group 4, but others of host group 7 are in 3"),
+        (
+            {"bind_vfio": [BOUND, BOUND | {"group": 4}]},
+            "is in the guest's group 4, but others of host group 7 are in 3",
+        ),
         ({"bind_vfio": BOUND | {"group": "../3"}}, "the guest's answer to bind_vfio is unusable: group: "),
         ({"bind_vfio": BOUND | {"group": True}}, "the guest's answer to bind_vfio is unusable: group: "),
         ({"bind_vfio": None}, "the guest's answer to bind_vfio is unusable: Expected `object`, got `null`"),

@@ -237,7 +237,7 @@ def test_vm_failure_is_recorded_for_containers_that_had_not_stopped(tmp_path: Pa
             await made.call("c1", "start")
             made.guest.tell("exit", process=1, code=0)
             await made.sandbox.first.stopped.wait()
-            made.sandbox.lose(VmError("QEMU ended", hint="look"))
+            made.sandbox.record_failure(VmError("QEMU ended", hint="look"))
             made.sandbox.end()
             assert await heard(proxy) == ("exit", {"code": 255})
             assert made.state()["failure"]["message"] == "QEMU ended"

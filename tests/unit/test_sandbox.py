@@ -27,7 +27,7 @@ from hawse.linux.processes import Process, open_process
 from hawse.log import Log
 from hawse.monitor.container import Container
 from hawse.monitor.joined_namespaces import own_paths, owner_of
-from hawse.monitor.machine.bounded_log import with_last_words
+from hawse.monitor.machine.bounded_log import with_console_tail
 from hawse.monitor.processes.processes import LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.plan.model import Attachment, DiskPlan
@@ -131,7 +131,7 @@ def test_an_end_that_cannot_be_recorded_is_told_and_is_no_others(
             assert await heard(proxy) == ("exit", {"code": 5})
             os.rmdir(recorded)
             os.rename(f"{recorded}.before", recorded)
-            assert "the state of container c2 cannot be written: Is a directory" in capsys.readouterr().err
+            assert "cannot write the state of container c2: Is a directory" in capsys.readouterr().err
             assert made.sandbox.find("c2").status == "stopped"
             await made.call("c2", "delete")
             made.prove_alone()
@@ -430,7 +430,10 @@ def test_a_namespace_is_a_members_or_refused(tmp_path: Path) -> None:
     ):  # fmt: skip
         with pytest.raises(ConfigError) as caught:
             owner(kind, path)
-        assert caught.value.message == f"linux.namespaces[type={kind}].path: {path}: of no container in the sandbox c1"
+        assert (
+            caught.value.message
+            == f"linux.namespaces[type={kind}].path: {path}: belongs to no container in the sandbox c1"
+        )
 
 
 @pytest.mark.parametrize(
@@ -467,10 +470,10 @@ def test_a_namespace_of_nobody_in_the_pod_is_refused_before_anything_is_done(tmp
 @pytest.mark.parametrize(
     ("reason", "console", "sentence", "evidence"),
     [
-        (VmError("it ended"), "Oops", "it ended [the last words of its console follow]", "Oops"),
+        (VmError("it ended"), "Oops", "it ended [the end of the console log follows]", "Oops"),
         (
             VmError("it ended"), "",
-            "it ended [its console said nothing: a processor was reset, as by a triple fault, or its agent ended]",
+            "it ended [the console is empty: a processor was reset, as by a triple fault, or the agent ended]",
             "",
         ),
         (VmError("QEMU ended", hint="look", evidence="abort"), "Oops", "QEMU ended [look]", "abort"),
@@ -479,5 +482,5 @@ def test_a_namespace_of_nobody_in_the_pod_is_refused_before_anything_is_done(tmp
 def test_the_end_of_a_machine_is_told_with_its_last_words(
     reason: VmError, console: str, sentence: str, evidence: str
 ) -> None:
-    told = with_last_words(reason, console)
+    told = with_console_tail(reason, console)
     assert (told.sentence(), told.evidence) == (sentence, evidence)

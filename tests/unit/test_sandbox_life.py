@@ -191,7 +191,7 @@ def test_bound_functions_are_released(tmp_path: Path, end: str) -> None:
             for number, owner in enumerate(("c2", "c3")):
                 bindings.write(directory, bindings.Record(f"ffff:ff:1f.{number}", "x", "", "vfio-pci", owner))
             if end == "leave":
-                await made.sandbox.leave()
+                await made.sandbox.restore_functions()
             else:
                 await made.call("c2", "delete")
             records, _ = bindings.read_all(directory)

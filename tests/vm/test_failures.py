@@ -218,7 +218,7 @@ def test_error_has_the_console_of_a_guest_that_does_not_report(runtime: Runtime,
     append = "loglevel=7 rdinit=/usr/bin/busybox -- sleep 1000"
     runtime.configure(f'[vm]\nboot_seconds = {seconds}\nkernel_append = "{append}"\n')
     said = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert said.startswith(f"the guest did not report within {seconds} s [the end of its console follows")
+    assert said.startswith(f"the guest did not report within {seconds} s [the end of the console log follows")
     assert "Run /usr/bin/busybox as init process" in said
 
 
