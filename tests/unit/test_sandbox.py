@@ -456,7 +456,9 @@ def test_a_namespace_of_nobody_in_the_pod_is_refused_before_anything_is_done(tmp
         async with pod(tmp_path) as made:
             # Of a PID namespace these processes may have the same.
             wanted = made.joining(joins={"ipc": "/proc/1/ns/ipc"})
-            with pytest.raises(ConfigError, match=r"linux\.namespaces\[type=ipc\]\.path: /proc/1/ns/ipc: of no"):
+            with pytest.raises(
+                ConfigError, match=r"linux\.namespaces\[type=ipc\]\.path: /proc/1/ns/ipc: belongs to no"
+            ):
                 await made.create(wanted)
             made.prove_alone()
             await made.announce(f"c2/{KEY}")

@@ -177,7 +177,7 @@ def test_every_container_ends_when_one_state_cannot_be_written(
             assert made.state()["status"] == "stopped"
 
     run(story)
-    assert "the state of container c1 cannot be written" in capsys.readouterr().err
+    assert "cannot write the state of container c1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("end", ["delete", "leave"])

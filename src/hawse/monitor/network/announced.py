@@ -36,7 +36,7 @@ class Announced(Generic[AnyEvent]):
         self._connect: Callable[[AnyEvent], Awaitable[socket.socket]] = connect
         self._what = what
         self._most = most
-        self._room = asyncio.Semaphore(most)
+        self._slots = asyncio.Semaphore(most)
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -53,7 +53,7 @@ class Announced(Generic[AnyEvent]):
             task.cancel()
 
     async def _serve(self, event: AnyEvent) -> None:
-        async with self._room:
+        async with self._slots:
             try:
                 connected = await self._connect(event)
             except (OSError, LookupError):

@@ -39,7 +39,7 @@ class Forwards:
         self._network = network
         self._processes = processes
         self._loopback: Loopback | None = None
-        self._room = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self) -> list[Note]:
@@ -73,7 +73,7 @@ class Forwards:
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             try:
-                await self._room.acquire()
+                await self._slots.acquire()
             except BaseException:
                 accepted.close()
                 raise
@@ -81,7 +81,7 @@ class Forwards:
 
     async def _serve(self, accepted: socket.socket) -> None:
         with ExitStack() as undo:
-            undo.callback(self._room.release)
+            undo.callback(self._slots.release)
             undo.enter_context(suppress(HawseError, OSError))  # the reset reports the error to the client
             failed = undo.enter_context(ExitStack())
             failed.callback(accepted.close)
