@@ -8,7 +8,7 @@ from bench.common import Measured, make_true, steps_of, timed, workbench
 from tests.support.runtime import Runtime
 
 ROUNDS = 15
-_MADE, _STARTED = "QEMU: jail made", "QEMU: process started"
+_MADE, _STARTED = "QEMU: jail created", "QEMU: process started"
 
 
 def measure() -> Measured:

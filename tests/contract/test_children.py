@@ -113,7 +113,7 @@ def test_program_that_cannot_be_executed_is_named_in_the_error(tmp_path: Path) -
     (tmp_path / "qemu").touch()
     with pytest.raises(HostError, match=r"cannot run QEMU: .*/qemu: Permission denied") as caught:
         Program("QEMU", [f"{tmp_path}/qemu"], log=f"{tmp_path}/log")
-    assert caught.value.hint == "install it, or name it in the configuration"
+    assert caught.value.hint == "install it, or set its path in the configuration"
 
 
 def test_stopping_a_program_with_children_kills_its_children(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def forwarding(agent: Agent, host: Path, act: Callable[[Processes, str, list[int
 
             def take(dial: Dial) -> None:
                 announced.append(dial.connection)
-                dials.take(dial)
+                dials.handle(dial)
 
             link.on_dial = take
             route = link.route(1, cast(Any, NoProxy()))
@@ -192,9 +192,9 @@ def test_agent_that_announces_too_many_connections_is_refused() -> None:
         connect = HostSockets(lambda _container, _name: -1).connect
         dials = Announced(Processes(seconds=1), connect, what="sockets of the host", most=64)
         for number in range(64):
-            dials.take(Dial("c1", "api", number))
+            dials.handle(Dial("c1", "api", number))
         with pytest.raises(LinkError, match="more than 64 connections to sockets of the host"):
-            dials.take(Dial("c1", "api", 64))
+            dials.handle(Dial("c1", "api", 64))
         dials.end()
 
     asyncio.run(live())

@@ -207,7 +207,7 @@ def test_warning_says_why_a_loopback_cannot_be_forwarded() -> None:
     finally:
         os.close(nothing)
     assert level == "warning"
-    assert words.startswith("ports of this pod cannot be forwarded: its loopback on the host cannot be taken: ")
+    assert words.startswith("ports of this pod cannot be forwarded: cannot listen on its loopback on the host: ")
 
 
 def test_connections_end_with_the_sandbox(agent: Agent, inside: Namespace) -> None:

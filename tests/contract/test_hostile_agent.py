@@ -23,7 +23,7 @@ from tests.support.hostile import INIT, SERVER, Scene, play
 from tests.support.monitor import new_network
 
 STDIN, STDOUT, STDERR = (INIT * STREAMS + number for number in range(3))
-NONSENSE = "the agent in the guest speaks nonsense: link: "
+NONSENSE = "protocol violation by the guest agent: link: "
 CLOSED = "the guest closed the link"
 QUERY = {"server": SERVER, "transport": "udp", "connection": 1}
 

@@ -201,6 +201,6 @@ def test_error_of_ten_megabytes_ends_the_sandbox(tmp_path: Path, network: str, m
         host.raw[method] = lambda number: _reply(b'{"id":%d,"error":{"message":"' % number + b"x" * 10**7 + b'"}}')
 
     async def story(scene: Scene) -> None:
-        await scene.prove_refused("^the agent in the guest speaks nonsense: link: frame of type 2 with 100000")
+        await scene.prove_refused("^protocol violation by the guest agent: link: frame of type 2 with 100000")
 
     play(tmp_path, network, story, prepare=prepare)

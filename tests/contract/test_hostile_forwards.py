@@ -27,7 +27,7 @@ from tests.support.patience import patience
 #: The connection's process, the first after the container's, and its stream.
 NUMBER = INIT + 1
 BOTH = NUMBER * STREAMS + STREAM
-NONSENSE = "the agent in the guest speaks nonsense: link: "
+NONSENSE = "protocol violation by the guest agent: link: "
 EXIT = control.encode_event("exit", {"process": NUMBER, "code": 0})
 
 

@@ -102,9 +102,9 @@ async def greetings(machine: FakeMachine) -> None:
         (events, LITTLE, "QEMU reported more than 1000 events in a second"),
         (replies, MUCH, ""),
         (kills_for_memory, LITTLE, ""),
-        (queries, LITTLE, "the agent in the guest speaks nonsense: link: more than 128 connections to name servers"),
-        (ends, LITTLE, "the agent in the guest speaks nonsense: link: "),
-        (greetings, LITTLE, "the agent in the guest speaks nonsense: link: a second hello"),
+        (queries, LITTLE, "protocol violation by the guest agent: link: more than 128 connections to name servers"),
+        (ends, LITTLE, "protocol violation by the guest agent: link: "),
+        (greetings, LITTLE, "protocol violation by the guest agent: link: a second hello"),
     ],
 )
 def test_flood_does_not_fill_the_memory_of_the_host(

@@ -26,7 +26,7 @@ from tests.support.monitor import new_network
 from tests.support.plans import EDU
 
 CLOSED = "the guest closed the link"
-NONSENSE = "the agent in the guest speaks nonsense: link: "
+NONSENSE = "protocol violation by the guest agent: link: "
 HELLO = NONSENSE + "the event hello is unusable: "
 STDOUT = INIT * STREAMS + 1
 #: Calls of the link during the creation, and verbs after it with their parameters.

@@ -92,7 +92,7 @@ def test_virtiofsd_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
         planned = machine_plan(qemu=host.qemu, share="virtiofs", virtiofsd=["/no/virtiofsd", *DAEMON])
         with pytest.raises(HostError, match="cannot run virtiofsd: /no/virtiofsd: No such file") as caught:
             launch(planned, str(tmp_path), steps, share_plugged=True)
-        assert caught.value.hint == "install it, or name it in the configuration"
+        assert caught.value.hint == "install it, or set its path in the configuration"
         assert not [pid for pid in children(os.getpid()) if runs(pid)]
 
     run(tmp_path, story)
@@ -101,8 +101,8 @@ def test_virtiofsd_that_cannot_be_executed_ends_qemu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("page_kib", "message"),
     [
-        (0, "cannot make the virtual machine's memory: Invalid argument"),
-        (2048, "cannot make the virtual machine's memory of huge pages of 2MB: Invalid argument"),
+        (0, "cannot allocate the virtual machine's memory: Invalid argument"),
+        (2048, "cannot allocate the virtual machine's memory of huge pages of 2MB: Invalid argument"),
         (16 * 1024, "the virtual machine's memory takes 64 huge pages of 16MB, and 0 of this host's 0 are free"),
     ],
 )
@@ -166,7 +166,7 @@ def test_usable_template_is_copied_into_the_memory_of_a_waiting_vm(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("usable", "words"), [(False, []), (True, ["the template d cannot be opened: No such file or directory: /"])]
+    ("usable", "words"), [(False, []), (True, ["cannot open the template d: No such file or directory: /"])]
 )
 def test_vm_without_a_usable_template_boots_without_its_share(tmp_path: Path, usable: bool, words: list[str]) -> None:
     """It becomes the template, which must have no directory of a container."""

@@ -239,7 +239,7 @@ async def power_off(machine: FakeMachine) -> None:
 @pytest.mark.parametrize(
     ("ends", "message"),
     [
-        (speak_nonsense, "the agent in the guest speaks nonsense: link: "),
+        (speak_nonsense, "protocol violation by the guest agent: link: "),
         (power_off, "the guest closed the link"),
     ],
 )
@@ -257,7 +257,7 @@ def test_error_at_the_end_of_the_link_has_the_last_console_lines(
         assert await monitor.ended() == 0
         failure = json.loads(Path(f"{monitor.store.path}/state.json").read_text())["failure"]
         assert failure["message"].startswith(message)
-        assert (failure["evidence"], failure["hint"]) == ("Kernel panic", "the last words of its console follow")
+        assert (failure["evidence"], failure["hint"]) == ("Kernel panic", "the end of the console log follows")
 
     tell(tmp_path, story)
 

@@ -43,7 +43,7 @@ def test_caller_that_ends_before_its_plan_leaves_nothing(tmp_path: Path) -> None
         monitor.connection.sendall(b"\0\0\0\x09half")
         monitor.connection.close()
         assert await monitor.ended() == 1
-        assert "the command line ended before it had sent its plan" in monitor.log()
+        assert "the command ended before it had sent the plan" in monitor.log()
         assert host.machines == []
 
     tell(tmp_path, story)

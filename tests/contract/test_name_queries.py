@@ -90,7 +90,7 @@ async def _serve(inside: Namespace, directory: Path, agent: Agent, act: Callable
     servers = NameServers(plan(), network, places(directory))
     async with live_link(agent) as (link, processes), asyncio.timeout(patience(10)):
         queries = Announced(processes, servers.connect, what="name servers", most=MOST)
-        link.on_query = queries.take
+        link.on_query = queries.handle
         namespace = os.open(f"/proc/{agent.pid}/ns/net", os.O_RDONLY)
         try:
             network_namespace.within(namespace, raise_loopback)

@@ -51,7 +51,7 @@ def test_program_that_cannot_be_started_is_an_error_and_leaves_no_socket(tmp_pat
     before = len(os.listdir("/proc/self/fd"))
     closed = os.open("/dev/null", os.O_RDONLY)
     os.close(closed)
-    with pytest.raises(HostError, match="the program that joins the network interfaces cannot be started: Bad file"):
+    with pytest.raises(HostError, match="cannot start the program that joins the network interfaces: Bad file"):
         Joining(closed + 100, [1], str(tmp_path / "network"))
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -77,7 +77,7 @@ def test_error_in_a_namespace_is_raised_to_the_caller() -> None:
 
 def joining(network: Network) -> Joining:
     network.look()
-    taps = network.taken()
+    taps = network.take_joining()
     assert taps is not None
     return taps
 
@@ -111,7 +111,7 @@ def test_interface_is_connected_with_a_tap_and_released(
             while receiver.recv(2048) != frame[::-1]:
                 pass
     network.look()
-    assert network.taken() is None, "the interface is known already"
+    assert network.take_joining() is None, "it is known"
     os.close(tap)
     assert inside.links() == ["eth0"]
     assert "mirred" in inside.traffic_control()
@@ -145,7 +145,7 @@ def test_joining_without_a_monitor_is_undone(network: Network, inside: Namespace
 def test_missing_state_directory_stops_the_joining(inside: Namespace, tmp_path: Path) -> None:
     """For example if the sandbox of a dead monitor is deleted while the program still runs."""
     gone = Joining(inside.fd, [inside.shown("link show eth0")[0]["ifindex"]], str(tmp_path / "gone" / "network"))
-    with pytest.raises(HostError, match="ended before its time"):
+    with pytest.raises(HostError, match="ended without an answer"):
         gone.wait()
     assert inside.links() == ["eth0"]
     assert inside.traffic_control() == ""
@@ -222,7 +222,7 @@ def test_missing_namespace_needs_no_clearing(tmp_path: Path) -> None:
 def test_namespace_of_the_host_is_never_adopted(tmp_path: Path) -> None:
     network = Network("", str(tmp_path))
     network.look()
-    assert network.taken() is None
+    assert network.take_joining() is None
     with pytest.raises(ConfigError, match="the host's own network"):
         network.adopt(open_process(os.getpid()))
     assert network.namespace == -1

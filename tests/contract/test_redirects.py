@@ -48,7 +48,7 @@ def redirected(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterato
     (tmp_path / "sandbox").mkdir()
     network = Network(inside.path, str(tmp_path / "sandbox"))
     network.look()
-    joining = network.taken()
+    joining = network.take_joining()
     assert joining is not None
     [(interface, tap)], _ = joining.wait()
     os.close(tap)

@@ -191,4 +191,4 @@ def test_warning_names_a_directory_that_is_shared_in_two_ways(tmp_path: Path, tr
 
     first, second = in_namespace(act)
     assert "below, read-only: file locks, UNIX sockets" in first
-    assert "and only the inner of the two was shared first" in second
+    assert "and the inner directory was shared before the outer" in second

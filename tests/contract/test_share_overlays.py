@@ -85,7 +85,7 @@ def test_overlay_whose_last_container_was_deleted_meanwhile_is_refused() -> None
     def act(directory: str) -> Any:
         overlay = layers(Path(directory))
         root = ShareRoot(f"{directory}/share")
-        with pytest.raises(ConfigError, match="the container that has this overlay was deleted"):
+        with pytest.raises(ConfigError, match="the container with this overlay was deleted"):
             root.place(
                 "c2", [over("mount5", overlay)], bind_sources.open_sources([over("mount5", overlay)], [overlay.key])
             )

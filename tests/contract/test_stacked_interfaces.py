@@ -33,7 +33,7 @@ EXPERIMENTAL = 0x88B5  # IEEE Std 802, local experimental EtherType 1
 def joined(network: Network) -> Iterator[Joined]:
     """Join new interfaces of the namespace. Afterwards the taps are closed and the filters removed."""
     network.look()
-    joining = network.taken()
+    joining = network.take_joining()
     assert joining is not None
     interfaces, warnings = joining.wait()
     try:

@@ -158,7 +158,7 @@ def test_template_that_cannot_be_saved_is_a_warning_and_the_vm_continues(
             [machine] = stage.host.machines
             assert ("cont" in machine.executed()) is stands
             assert machine.running
-        reason = f"no template was left for later starts: {command}: no such thing"
+        reason = f"cannot save a template for later starts: {command}: no such thing"
         assert stage.notes == [("warning", reason)]
         assert stage.templates() == []
         assert not [name for name in os.listdir(f"{stage.cache}/templates") if name.endswith(".new")]
@@ -174,8 +174,8 @@ def test_template_that_cannot_be_saved_is_a_warning_and_the_vm_continues(
     ("size", "migrations", "words"),
     [
         (64 * ram_file.MIB, ["completed"], ""),
-        (64 * ram_file.MIB + 1, ["completed"], "its state has more than 67108864 bytes"),
-        (1, ["active", "active", "failed"], "QEMU failed to save its state"),
+        (64 * ram_file.MIB + 1, ["completed"], "the saved state has more than 67108864 bytes"),
+        (1, ["active", "active", "failed"], "QEMU failed to save the VM's state"),
     ],
 )
 def test_only_a_complete_state_of_limited_size_is_kept(
@@ -186,7 +186,7 @@ def test_only_a_complete_state_of_limited_size_is_kept(
         async with stage.machine():
             pass
         assert [text for _, text in stage.notes] == (
-            [f"no template was left for later starts: {words}"] if words else []
+            [f"cannot save a template for later starts: {words}"] if words else []
         )
         assert stage.templates() == ([] if words else [DIGEST])
 
@@ -224,7 +224,7 @@ def test_cache_that_is_not_a_directory_is_a_warning(tmp_path: Path) -> None:
             pass
         [(level, text)] = stage.notes
         assert level == "warning"
-        assert text.startswith("no template was left for later starts: templates are not used: ")
+        assert text.startswith("cannot save a template for later starts: templates are not used: ")
         assert f"{stage.cache} is not a directory" in text
 
     run(tmp_path, story)
@@ -242,7 +242,7 @@ def test_read_only_cache_is_a_warning(tmp_path: Path) -> None:
         [(level, text)] = stage.notes
         assert level == "warning"
         reason = f"cannot create {stage.cache}/templates: Read-only file system"
-        assert text.startswith(f"no template was left for later starts: {reason}")
+        assert text.startswith(f"cannot save a template for later starts: {reason}")
 
     run(tmp_path, story)
 
@@ -268,8 +268,8 @@ def test_template_that_qemu_refuses_is_removed_and_the_vm_boots(tmp_path: Path, 
         [(level, text)] = stage.notes
         assert level == "warning"
         assert (
-            text
-            == f"the template {DIGEST[:12]} cannot be restored, and this start is a cold one: {command}: not this one"
+            text == f"cannot restore the template {DIGEST[:12]}, and the virtual machine boots instead: "
+            f"{command}: not this one"
         )
         assert stage.templates() == [DIGEST], "the boot has created a new template"
 
@@ -291,7 +291,9 @@ def test_error_explains_that_qemu_died_while_it_loaded_the_state(tmp_path: Path)
         async with stage.machine():
             await dying
         [(_, text)] = stage.notes
-        assert text.endswith("this start is a cold one: QEMU ended with exit code 1 [its last words follow]")
+        assert text.endswith(
+            "the virtual machine boots instead: QEMU ended with exit code 1 [the end of its stderr follows]"
+        )
 
     run(tmp_path, story)
 

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from hawse.errors import VmError
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
-from hawse.monitor.machine.qemu_warnings import Complaints
+from hawse.monitor.machine.qemu_warnings import QemuWarnings
 from hawse.oci.types import Device
 from hawse.planner.devices.iommu_backend import by_file
 from hawse.planner.devices.options import DeviceOptions
@@ -225,7 +225,7 @@ def not_mapped(iova: int, number: int) -> Act:
         line = (
             f"qemu-system-x86_64: vfio_dma_map(0x55d0, {iova:#x}, 0x1000, 0x7f00) = -{number} ({os.strerror(number)})"
         )
-        Complaints(lambda _line: None, errors.append).feed(f"{line}\n".encode())
+        QemuWarnings(lambda _line: None, errors.append).feed(f"{line}\n".encode())
         raise errors[0]
 
     return act

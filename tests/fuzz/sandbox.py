@@ -96,9 +96,9 @@ class _Monitor:
             seconds=1, sandbox="c1",
         )  # fmt: skip
         self.link.on_oom = lambda _name, kills: self.container.usage.note_oom(kills)
-        self.link.on_notify = lambda _name, text: self.container.notices.take(text)
+        self.link.on_notify = lambda _name, text: self.container.notices.handle(text)
         self.dials = Announced(self.processes, HostSockets(_no_socket).connect, what="sockets of the host", most=64)
-        self.link.on_dial = self.dials.take
+        self.link.on_dial = self.dials.handle
         self._ends: list[asyncio.StreamReader] = []
         self._writers: list[_Events] = []
 
@@ -107,7 +107,7 @@ class _Monitor:
         using = asyncio.create_task(self._use())
         await self.link.run()
         reason = reason_of(self.link)
-        self.container.lose(reason)
+        self.container.record_failure(reason)
         self.container.end()
         self.processes.end(LOST)
         self.dials.end()

@@ -20,7 +20,7 @@ from hawse.link.frames import CREDIT, DATA, EOF, FROM_GUEST, HEADER, Decoder, en
 from hawse.link.streams import BOTH, STDIO, STREAMS
 from hawse.monitor.agent.calls import Settle, Statistics
 from hawse.monitor.agent.guest_link import GuestLink
-from hawse.monitor.machine.bounded_log import FILE_LIMIT, TAIL, BoundedLog, with_last_words
+from hawse.monitor.machine.bounded_log import FILE_LIMIT, TAIL, BoundedLog, with_console_tail
 from hawse.vm.qmp import Qmp
 from tests.fuzz.target import BYTES, FRAMES, LINES, Run, Target, check_plain, in_loop
 
@@ -158,7 +158,7 @@ def _console() -> Iterator[Run]:
             tail = log.tail()
             check_plain(tail, most=8 * TAIL)
             assert tail.count("\n") < 15
-            with_last_words(VmError("x"), tail)
+            with_console_tail(VmError("x"), tail)
             assert os.stat(f"{directory}/everything").st_size <= FILE_LIMIT
 
         try:

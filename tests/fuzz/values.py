@@ -147,7 +147,7 @@ async def _bind_vfio(data: bytes) -> None:
 
 def _misc_numbers(answer: object) -> None:
     try:
-        places = step(misc_devices.named(_WANTED, cast(GuestLink, _Link([answer]))))
+        places = step(misc_devices.guest_numbers(_WANTED, cast(GuestLink, _Link([answer]))))
     except (DeviceError, VmError) as error:
         check_plain(error.sentence(), most=1000)
         return

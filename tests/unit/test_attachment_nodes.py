@@ -93,8 +93,11 @@ def test_detach_reports_the_devices_that_are_left() -> None:
         assert machine.link.seconds["remove_nodes"] == 61, "the guest may take a second"
         assert (call["force"], call["group"], call["seconds"], call["container"]) == (True, 3, 1.0, "c1")
         assert [entry["host"]["group"] for entry in call["devices"]] == [9]
-        assert [entry["host"]["group"] for entry in machine.attachments.seen()] == [9]
-        assert machine.attachments.seen()[0]["nodes"][-2:] == ["/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio9"]
+        assert [entry["host"]["group"] for entry in machine.attachments.state_entries()] == [9]
+        assert machine.attachments.state_entries()[0]["nodes"][-2:] == [
+            "/dev/vfio/devices/vfio1",
+            "/dev/vfio/devices/vfio9",
+        ]
         assert [node.path for node in machine.attachments.guest_nodes()] == [
             "/dev/vfio/9", "/dev/iommu", "/dev/vfio/devices/vfio9"
         ]  # fmt: skip
@@ -102,7 +105,7 @@ def test_detach_reports_the_devices_that_are_left() -> None:
             await machine.attachments.detach(5, force=False)
         assert getattr(caught.value, "hint", "") == "attached: 9"
         await machine.attachments.end()
-        assert (machine.qmp.plugged, machine.attachments.seen(), len(machine.claims.spares)) == (set(), [], 4)
+        assert (machine.qmp.plugged, machine.attachments.state_entries(), len(machine.claims.spares)) == (set(), [], 4)
 
     virtual_time.run(story())
 
@@ -126,9 +129,7 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
         machine = Machine(plan(*groups).container, BOUND, add_nodes=VmError("agent: no"))
         machine.qmp = FakeQmp(patience=10**9)
         await machine.begin()
-        words = (
-            "agent: no" if call == "attach" else "emulated edu of group 5: the guest does not let go of it within 1 s"
-        )
+        words = "agent: no" if call == "attach" else "emulated edu of group 5: the guest does not release it within 1 s"
         with pytest.raises((DeviceError, VmError), match=words):
             if call == "detach":
                 await machine.attachments.detach(5, force=False)
@@ -178,9 +179,9 @@ def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str)
             assert caught.value.hint
             return
         await machine.begin()
-        assert machine.attachments.seen()[0]["guest"]["group"] == answer["group"]
+        assert machine.attachments.state_entries()[0]["guest"]["group"] == answer["group"]
         [node] = machine.attachments.guest_nodes()
-        assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest kernel has no device files"
+        assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest's kernel has no device files"
         assert node.guest_numbers is None
 
     virtual_time.run(story())
@@ -199,7 +200,7 @@ def test_bar_needs_an_address_in_the_guest(bars: list[int], room: bool) -> None:
         if room:
             await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         else:
-            with pytest.raises(DeviceError, match="no room for its BAR 2 of 1048576 bytes"):
+            with pytest.raises(DeviceError, match="no space for its BAR 2 of 1048576 bytes"):
                 await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
 
     virtual_time.run(story())

@@ -68,7 +68,7 @@ def test_group_is_attached_and_detached() -> None:
         ]
         assert len(box.claims.spares) == 3
         await box.attachments.detach(5, force=False)
-        assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
+        assert (box.qmp.plugged, box.attachments.state_entries(), len(box.claims.spares)) == (set(), [], 4)
 
     virtual_time.run(story())
 
@@ -83,7 +83,7 @@ def test_failed_command_undoes_earlier_commands(number: int, error: HawseError) 
         await box.begin()
         with pytest.raises(DeviceError, match="emulated e1000e of group 7: QEMU refuses it: netdev_add: no"):
             await box.attach(NICS)
-        assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
+        assert (box.qmp.plugged, box.attachments.state_entries(), len(box.claims.spares)) == (set(), [], 4)
         await box.attach(NICS)
 
     virtual_time.run(story())
@@ -93,7 +93,10 @@ def test_failed_command_undoes_earlier_commands(number: int, error: HawseError) 
     ("answers", "words"),
     [
         ({"bind_vfio": [BOUND, DeviceError("0000:02:00.0: refuses")]}, "in the guest 0000:02:00.0: refuses"),
-        ({"bind_vfio": [BOUND, BOUND | {"group": 4}]}, "in the guest's group 4, others of host group 7 are in 3"),
+        (
+            {"bind_vfio": [BOUND, BOUND | {"group": 4}]},
+            "is in the guest's group 4, but others of host group 7 are in 3",
+        ),
         ({"bind_vfio": BOUND | {"group": "../3"}}, "the guest's answer to bind_vfio is unusable: group: "),
         ({"bind_vfio": BOUND | {"group": True}}, "the guest's answer to bind_vfio is unusable: group: "),
         ({"bind_vfio": None}, "the guest's answer to bind_vfio is unusable: Expected `object`, got `null`"),
@@ -111,7 +114,7 @@ def test_group_is_unplugged_if_the_guest_fails(answers: dict[str, Any], words: s
         await box.begin()
         with pytest.raises(HawseError, match=words):
             await box.attach(NICS)
-        assert (box.qmp.plugged, box.attachments.seen(), len(box.claims.spares)) == (set(), [], 4)
+        assert (box.qmp.plugged, box.attachments.state_entries(), len(box.claims.spares)) == (set(), [], 4)
 
     virtual_time.run(story())
 
@@ -164,9 +167,9 @@ def test_refusal_of_the_guest_is_reported_and_the_port_stays_in_use() -> None:
     async def story() -> None:
         box = Sandbox(FakeQmp(patience=10**9), {}, EDU, seconds=0.1)
         await box.begin()
-        with pytest.raises(DeviceError, match=r"edu of group 5: the guest does not let go of it within 0\.1 s"):
+        with pytest.raises(DeviceError, match=r"edu of group 5: the guest does not release it within 0\.1 s"):
             await box.attachments.detach(5, force=False)
-        assert [entry["host"]["group"] for entry in box.attachments.seen()] == [5]
+        assert [entry["host"]["group"] for entry in box.attachments.state_entries()] == [5]
         assert len(box.claims.spares) == 3
 
     virtual_time.run(story())
@@ -180,7 +183,7 @@ def test_group_that_the_guest_keeps_stays_attached(refusal: HawseError) -> None:
         with pytest.raises(type(refusal)):
             await box.attachments.detach(5, force=False)
         assert box.qmp.plugged == {"vfio-5-0"}
-        assert len(box.attachments.seen()) == 1
+        assert len(box.attachments.state_entries()) == 1
 
     virtual_time.run(story())
 
@@ -246,7 +249,7 @@ def test_group_of_two_containers_is_plugged_once_and_unplugged_with_the_last() -
         done = list(box.qmp.commands)
         await second.begin(box.qmp, box.link)  # type: ignore[arg-type]
         assert box.qmp.commands == done
-        assert second.seen() == box.attachments.seen()
+        assert second.state_entries() == box.attachments.state_entries()
         await box.attachments.end()
         assert box.qmp.plugged == {"vfio-5-0"}
         await second.detach(5, force=False)
@@ -274,9 +277,9 @@ def test_group_that_is_being_detached_is_not_shared() -> None:
         box = Sandbox(FakeQmp(), {}, EDU)
         await box.begin()
         shared = [msgspec.structs.replace(plug, shared=True) for plug in box.attachments.plugs]
-        with box.claims.alone(box.attachments.plugs, owner="c1") as alone:
+        with box.claims.exclusive(box.attachments.plugs, owner="c1") as alone:
             assert alone == box.attachments.plugs
-            assert box.claims.to_share == []
+            assert box.claims.shareable == []
             with pytest.raises(StateError, match="group 5 was detached from the virtual machine meanwhile"):
                 box.claims.claim(shared, owner="c2")
         await box.attachments.end()
@@ -400,8 +403,8 @@ RESCANNED = ["bind_vfio", "bind_vfio", "rescan_bridge", "bind_vfio", "bind_vfio"
     [
         (2, [ROOM, ROOM], ["bind_vfio", "bind_vfio"], ""),
         (2, [ROOM, NONE, ROOM, ROOM], RESCANNED, ""),
-        (2, [ROOM, BOUND, ROOM, NONE], RESCANNED, "0000:3b:00.1 of group 12: the guest has no room for"),
-        (1, [NONE], ["bind_vfio"], "0000:3b:00.0 of group 12: the guest has no room for its BAR 2 of 8388608 bytes"),
+        (2, [ROOM, BOUND, ROOM, NONE], RESCANNED, "0000:3b:00.1 of group 12: the guest has no space for"),
+        (1, [NONE], ["bind_vfio"], "0000:3b:00.0 of group 12: the guest has no space for its BAR 2 of 8388608 bytes"),
     ],
 )  # fmt: skip
 def test_bar_without_address_space_is_an_error_after_a_rescan_of_its_bridge(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from hawse.errors import VmError
-from hawse.monitor.machine.qemu_warnings import MOST, Complaints
+from hawse.monitor.machine.qemu_warnings import MOST, QemuWarnings
 
 
 def read(*pieces: bytes) -> tuple[list[str], list[VmError], str]:
     """The warnings, the errors and the reason of an abort after these pieces."""
     warnings: list[str] = []
     errors: list[VmError] = []
-    complaints = Complaints(warnings.append, errors.append, address_bits=39)
+    complaints = QemuWarnings(warnings.append, errors.append, address_bits=39)
     for piece in pieces:
         complaints.feed(piece)
     return warnings, errors, complaints.reason

@@ -126,7 +126,7 @@ def test_jail_that_fails_in_the_monitor_is_an_error_only_where_it_is_required(
     store = Store(str(tmp_path), "c1")
     if required:
         with pytest.raises(HostError, match="all user ids are in use"):
-            monitor._jail(planned, store, steps, notes)
+            monitor._create_jail(planned, store, steps, notes)
     else:
-        assert monitor._jail(planned, store, steps, notes) is None
+        assert monitor._create_jail(planned, store, steps, notes) is None
         assert notes == [("warning", "QEMU is not confined: all user ids are in use [give more of them]")]

@@ -345,7 +345,9 @@ def test_failure_of_the_proxy_is_the_creations_error(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as sandbox:
             proxy = await sandbox.announce(f"c2/{KEY}", failure="no mounts")
-            with pytest.raises(Exception, match="cannot be put together for programs of the host: no mounts"):
+            with pytest.raises(
+                Exception, match="cannot assemble the container's files for programs of the host: no mounts"
+            ):
                 await sandbox.create(sandbox.joining())
             assert await heard(proxy) == ("exit", {"code": LOST})
             sandbox.prove_alone()

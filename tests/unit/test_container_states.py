@@ -237,7 +237,7 @@ def test_vm_failure_is_recorded_for_containers_that_had_not_stopped(tmp_path: Pa
             await sandbox.call("c1", "start")
             sandbox.guest.tell("exit", process=1, code=0)
             await sandbox.sandbox.first.stopped.wait()
-            sandbox.sandbox.lose(VmError("QEMU ended", hint="look"))
+            sandbox.sandbox.record_failure(VmError("QEMU ended", hint="look"))
             sandbox.sandbox.end()
             assert await heard(proxy) == ("exit", {"code": 255})
             assert sandbox.state()["failure"]["message"] == "QEMU ended"

@@ -315,6 +315,6 @@ def test_cgroup_that_cannot_record_an_oom_kill_is_logged(tmp_path: Path, capsys:
             while not text.endswith("\n"):
                 await asyncio.sleep(0.01)
                 text += capsys.readouterr().err
-        assert text == "the host's cgroup does not tell of a kill for memory: no room\n"
+        assert text == "cannot record an OOM kill in the host's cgroup: no room\n"
 
     virtual_time.run(story())

@@ -14,7 +14,7 @@ from hawse.host.cgroup import control
 from hawse.host.cgroup.control import ControlCgroup, places
 from hawse.host.cgroup.sandbox_cgroup import Hierarchy, hierarchies
 from hawse.linux.processes import Process, open_process
-from hawse.monitor.cpu_boost import SECONDS, Hurry
+from hawse.monitor.cpu_boost import SECONDS, CpuBoost
 from tests.support import virtual_time
 from tests.support.async_wait import until
 
@@ -145,8 +145,8 @@ class Moves(ControlCgroup):
 def test_nothing_is_moved_for_a_short_task() -> None:
     async def story() -> None:
         moves = Moves()
-        hurry = Hurry(moves, lambda: [Process(1, -1)])
-        async with hurry.waited_for():
+        boost = CpuBoost(moves, lambda: [Process(1, -1)])
+        async with boost.while_waiting():
             await asyncio.sleep(SECONDS - 0.1)
         await asyncio.sleep(1)
         assert moves.moves == []
@@ -157,10 +157,10 @@ def test_nothing_is_moved_for_a_short_task() -> None:
 def test_programs_are_moved_once_for_all_waiters_and_back_after_the_last() -> None:
     async def story() -> None:
         moves = Moves()
-        hurry = Hurry(moves, lambda: [Process(1, -1), Process(2, -1)])
+        boost = CpuBoost(moves, lambda: [Process(1, -1), Process(2, -1)])
 
         async def wait(seconds: float) -> None:
-            async with hurry.waited_for():
+            async with boost.while_waiting():
                 await asyncio.sleep(seconds)
 
         short, long = asyncio.create_task(wait(2)), asyncio.create_task(wait(4))
@@ -177,10 +177,10 @@ def test_programs_are_moved_once_for_all_waiters_and_back_after_the_last() -> No
 def test_waiter_can_be_cancelled() -> None:
     async def story() -> None:
         moves = Moves()
-        hurry = Hurry(moves, lambda: [Process(1, -1)])
+        boost = CpuBoost(moves, lambda: [Process(1, -1)])
 
         async def wait() -> None:
-            async with hurry.waited_for():
+            async with boost.while_waiting():
                 await asyncio.sleep(100)
 
         waiting = asyncio.create_task(wait())
@@ -197,7 +197,7 @@ def test_waiter_can_be_cancelled() -> None:
 def test_proxy_that_does_not_end_gets_cpu_time(ends: bool) -> None:
     async def story() -> None:
         moves = Moves()
-        hurry = Hurry(moves, list)
+        boost = CpuBoost(moves, list)
         child = os.fork()
         if child == 0:
             import signal
@@ -206,7 +206,7 @@ def test_proxy_that_does_not_end_gets_cpu_time(ends: bool) -> None:
             os._exit(0)
         proxy = open_process(child)
         try:
-            seeing = asyncio.create_task(hurry.see_off(proxy))
+            seeing = asyncio.create_task(boost.await_exit(proxy))
             if ends:
                 os.kill(child, 9)
             await seeing
@@ -214,7 +214,7 @@ def test_proxy_that_does_not_end_gets_cpu_time(ends: bool) -> None:
         finally:
             os.kill(child, 9)
             os.waitpid(child, 0)
-        await hurry.see_off(Process(child, -1))
+        await boost.await_exit(Process(child, -1))
         await until(lambda: not proxy.is_alive())
 
     asyncio.run(story())

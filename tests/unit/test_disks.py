@@ -18,7 +18,7 @@ from hawse.monitor.agent.answers import DeviceNumbers
 from hawse.monitor.agent.calls import BindDisk, MiscNumbers, read_answer
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
-from hawse.monitor.devices.misc_devices import named
+from hawse.monitor.devices.misc_devices import guest_numbers
 from hawse.plan.capacity import Room
 from hawse.plan.model import DiskPlan
 from hawse.vm.ports import plan_ports
@@ -217,10 +217,10 @@ def test_disk_that_the_guest_keeps_stays_on_record() -> None:
     async def story() -> None:
         box = Box(FakeQmp(patience=1000), [VDA, VDB, {"major": 254, "minor": 32}])
         await box.attach(SDB)
-        with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it within 2 s"):
+        with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not release it within 2 s"):
             await box.detach()
         for _ in range(2):
-            with pytest.raises(DeviceError, match="the guest does not let go"):
+            with pytest.raises(DeviceError, match="the guest does not release"):
                 await box.detach()
             assert box.disks.keeps("c1")
             assert len(box.claims.spares) == 3
@@ -280,10 +280,10 @@ def test_numbers_of_misc_devices_are_those_of_the_guest(answer: Any, expected: A
     async def story() -> None:
         link = FakeLink({"misc_numbers": answer})
         if isinstance(expected, dict):
-            assert await named([(10, 126, "userfaultfd")], link) == expected  # type: ignore[arg-type]
+            assert await guest_numbers([(10, 126, "userfaultfd")], link) == expected  # type: ignore[arg-type]
             return
         with pytest.raises(HawseError, match=expected):
-            await named([(10, 126, "userfaultfd")], link)  # type: ignore[arg-type]
+            await guest_numbers([(10, 126, "userfaultfd")], link)  # type: ignore[arg-type]
 
     run(story)
 

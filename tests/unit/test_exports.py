@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from hawse.host.mounts.origins import UNKNOWN, Below, Origin
-from hawse.monitor.share.exports import Export, Place, find, in_the_share, warning
+from hawse.monitor.share.exports import Export, Place, find, warning, with_share_paths
 from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.share import Share
 
@@ -113,10 +113,10 @@ def test_exports_of_the_same_path_are_all_found() -> None:
     ("case", "words"),
     [
         ("a writable bind of a read-only one", "as /data, read-only: file locks"),
-        ("a directory around it", "only the inner of the two was shared first"),
+        ("a directory around it", "the inner directory was shared before the outer"),
         ("mounts below that came later", "with other mounts below it"),
         ("another propagation", "with another propagation of mounts"),
-        ("by a read-only mount of the host", "by another mount of the host, of which one is read-only"),
+        ("by a read-only mount of the host", "from another mount of the host, and one of the two is read-only"),
         ("another directory", ""),
         ("unknown", ""),
     ],
@@ -143,7 +143,7 @@ def test_mounts_get_the_sources_of_their_places() -> None:
     ]
     places = {"rootfs": Place("c2/rootfs"), "mount1": Place("@/1"), "mount2": Place("@/1/sub", 77)}
     spec: dict[str, Any] = {"root": {"path": "/run/hawse/share/c2/rootfs"}, "mounts": mounts}
-    seen, binds = in_the_share(spec, "c2", places)
+    seen, binds = with_share_paths(spec, "c2", places)
     assert [mount.get("source") for mount in seen["mounts"]] == [
         "proc",
         "/run/hawse/share/@/1",

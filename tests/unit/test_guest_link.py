@@ -25,7 +25,7 @@ FIRST = STREAMS
 #: A call whose answer is null.
 PING = Settle()
 QUERY = {"server": "127.0.0.11", "transport": "udp", "connection": 1}
-NONSENSE = "the agent in the guest speaks nonsense: "
+NONSENSE = "protocol violation by the guest agent: "
 
 
 @dataclass

@@ -83,7 +83,7 @@ def test_each_interface_has_its_tap(script: str) -> None:
 )
 def test_program_that_ends_before_its_answer_is_an_error(script: str) -> None:
     with pytest.raises(
-        HostError, match="the program that joins the network interfaces ended before its time"
+        HostError, match="the program that joins the network interfaces ended without an answer"
     ) as caught:
         joining(script).wait()
     assert caught.value.hint

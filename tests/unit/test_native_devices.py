@@ -165,21 +165,21 @@ def attachments(answers: dict[str, Any]) -> tuple[Attachments, FakeQmp, FakeLink
 def test_groups_of_both_kinds_in_one_container() -> None:
     async def story() -> None:
         attached, qmp, link, claims = attachments({})
-        assert attached.furnish({"a": 1}) == {"a": 1}
+        assert attached.add_native_nodes({"a": 1}) == {"a": 1}
         await attached.begin(qmp, link)  # type: ignore[arg-type]
         assert sorted(method for method, _ in link.calls) == ["bind_native", "bind_vfio", "bind_vfio"]
         [call] = [params for method, params in link.calls if method == "bind_native"]
         assert call == {"container": "c1", "address": PLUG.guest_address, "seconds": 1.0}
         assert qmp.plugged == {plug.device for plug in attached.plugs}
         assert json.loads(attached.annotations[GUEST_DEVICES]) == {PLUG.guest_address: ["enp2s0", "dri/card0", "sda"]}
-        assert [device["uid"] for device in attached.furnish({})["linux"]["devices"]] == [1, 1]
-        native, *others = attached.seen()
+        assert [device["uid"] for device in attached.add_native_nodes({})["linux"]["devices"]] == [1, 1]
+        native, *others = attached.state_entries()
         assert native["guest"] == {"address": PLUG.guest_address, "driver": "e1000e"}
         assert (native["interfaces"], native["nodes"]) == (["enp2s0"], ["/dev/dri/card0", "/dev/sda"])
         assert [entry["guest"]["group"] for entry in others] == [3, 3]
-        with pytest.raises(StateError, match="the devices of c1 are the guest kernel's own"):
+        with pytest.raises(StateError, match="the devices of c1 are bound to drivers of the guest kernel"):
             await attached.attach(wanted(EDU, claims.spares))
-        with pytest.raises(StateError, match="the devices of c1 are the guest kernel's own"):
+        with pytest.raises(StateError, match="the devices of c1 are bound to drivers of the guest kernel"):
             await attached.detach(7, force=False)
         await attached.end()
         assert (qmp.plugged, len(claims.spares)) == (set(), 4)

@@ -44,7 +44,7 @@ class FakeNetwork:
         self.inodes: list[int] = []
         self.packets: FakePackets | None = FakePackets()
 
-    def taken(self) -> FakeNetwork | None:
+    def take_joining(self) -> FakeNetwork | None:
         return self if self._looks else None
 
     def wait(self) -> Joined:
@@ -114,7 +114,7 @@ def test_single_interface() -> None:
         [(method, call)] = machine.link.calls
         kept = {k: v for k, v in interface(0).items() if k not in ("index", "mac")}
         assert (method, call) == ("configure_network", {"interfaces": [{"address": address, **kept}], "seconds": 1.0})
-        assert machine.nics.seen == [{"name": "eth0", "mac": "0a:00:00:00:00:00", "guest": address}]
+        assert machine.nics.state_entries == [{"name": "eth0", "mac": "0a:00:00:00:00:00", "guest": address}]
         assert descriptors() == before, "the taps are QEMU's only"
         assert await machine.plug() == [], "nothing new"
         assert len(machine.link.calls) == 1
@@ -149,7 +149,7 @@ def test_host_without_packet_sockets_is_a_warning() -> None:
         assert await machine.plug() == []
         [(_, route), (level, text)] = await machine.plug()
         assert (route, level) == ("a route is missing", "warning")
-        assert text.startswith("the host has no packet sockets (CONFIG_PACKET)")
+        assert text.startswith("the host kernel has no packet sockets (CONFIG_PACKET)")
         machine.nics.end()
 
     virtual_time.run(story())
@@ -171,7 +171,7 @@ def test_interfaces_of_one_look_share_ports(count: int, ports: int) -> None:
             assert [addr for _, of, addr, _ in machine.devices() if of == bus][-1] == "0.0"
         addresses = [entry["address"] for entry in machine.link.calls[0][1]["interfaces"]]
         assert len(set(addresses)) == count
-        assert [seen["name"] for seen in machine.nics.seen] == [f"eth{number}" for number in range(count)]
+        assert [seen["name"] for seen in machine.nics.state_entries] == [f"eth{number}" for number in range(count)]
 
     virtual_time.run(story())
 

@@ -62,17 +62,17 @@ def test_flood_is_dropped_and_later_notifications_are_not() -> None:
     now = 100.0
     notices = Notices(sent.append, clock=lambda: now)
     for number in range(1000):
-        notices.take(f"STATUS={number}")
+        notices.handle(f"STATUS={number}")
     assert sent == [f"STATUS={number}" for number in range(64)]
     sent.clear()
     for number in range(200):
         now += 0.05
-        notices.take(f"STATUS={number}")
+        notices.handle(f"STATUS={number}")
     assert len(sent) == 200
     now += 1000
     sent.clear()
     for _ in range(1000):
-        notices.take("WATCHDOG=1")
+        notices.handle("WATCHDOG=1")
     assert len(sent) == 64
 
 
@@ -80,8 +80,8 @@ def test_dropped_notifications_count_against_the_limit() -> None:
     sent: list[str] = []
     notices = Notices(sent.append, clock=lambda: 1.0)
     for _ in range(64):
-        notices.take("MAINPID=1")
-    notices.take("READY=1")
+        notices.handle("MAINPID=1")
+    notices.handle("READY=1")
     assert sent == []
 
 
@@ -91,12 +91,12 @@ def test_waiting_caller_gets_the_readiness() -> None:
         notices = Notices(sent.append)
         ready = notices.await_ready()
         for text in ("STATUS=READY=1", "READY=1\nSTATUS=up", "READY=1"):
-            notices.take(text)
+            notices.handle(text)
         assert ready.result() == "READY=1\nSTATUS=up"
         assert sent == ["STATUS=READY=1", "READY=1"]
         gone = notices.await_ready()
         gone.cancel()
-        notices.take("READY=1")
+        notices.handle("READY=1")
         assert sent[2:] == ["READY=1"]
         never = notices.await_ready()
         refused = notices.await_ready()  # the notification of a second `start`, which fails

@@ -21,7 +21,7 @@ def test_earlier_worker_threads_are_replaced(monkeypatch: pytest.MonkeyPatch) ->
     async def story() -> None:
         workers = Workers()
         before = await asyncio.to_thread(threading.current_thread)
-        workers.give_up_privileges()
+        workers.drop_privileges()
         after = await asyncio.to_thread(threading.current_thread)
         assert order == [KEPT, "no_new_privs"]
         await asyncio.to_thread(before.join, 10)

@@ -101,7 +101,9 @@ def test_failure_of_proxy_is_raised_to_its_process() -> None:
     async def story(processes: Processes) -> None:
         processes.fail("c2/k", "no mounts")
         processes.fail("c2/k", "again")
-        with pytest.raises(HostError, match="cannot be put together for programs of the host: no mounts") as caught:
+        with pytest.raises(
+            HostError, match="cannot assemble the container's files for programs of the host: no mounts"
+        ) as caught:
             await processes.await_proxy("c2/k")
         assert caught.value.hint
         proxy = announced(processes, "c2/k")

@@ -26,7 +26,7 @@ from hawse.linux.processes import Process, open_process
 from hawse.log import Log
 from hawse.monitor.container import Container
 from hawse.monitor.joined_namespaces import own_paths, owner_of
-from hawse.monitor.machine.bounded_log import with_last_words
+from hawse.monitor.machine.bounded_log import with_console_tail
 from hawse.monitor.processes.processes import LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.plan.model import Attachment, DiskPlan
@@ -130,7 +130,7 @@ def test_end_that_cannot_be_recorded_is_logged_and_affects_no_other_container(
             assert await heard(proxy) == ("exit", {"code": 5})
             os.rmdir(recorded)
             os.rename(f"{recorded}.before", recorded)
-            assert "the state of container c2 cannot be written: Is a directory" in capsys.readouterr().err
+            assert "cannot write the state of container c2: Is a directory" in capsys.readouterr().err
             assert sandbox.sandbox.find("c2").status == "stopped"
             await sandbox.call("c2", "delete")
             sandbox.prove_alone()
@@ -257,7 +257,7 @@ def test_device_that_the_guest_keeps_is_reported_and_its_container_stays_on_reco
             await sandbox.join()
             store = Store(sandbox.store.root, "c2")
             for _ in range(3):
-                with pytest.raises(DeviceError, match="the guest does not let go of it"):
+                with pytest.raises(DeviceError, match="the guest does not release it"):
                     await asyncio.to_thread(delete, store, force=True)
                 assert os.path.exists(f"{store.path}/state.json")
                 assert sandbox.guest.containers == {"c1"}
@@ -281,7 +281,7 @@ def test_group_that_the_guest_kept_after_a_failed_creation_is_asked_for_again(tm
             container = sandbox.joining()
             await sandbox.announce(f"c2/{KEY}")
             sandbox.guest.containers.add("c2")  # so that there can be no second one
-            with pytest.raises(VmError, match="does not let go of it"):
+            with pytest.raises(VmError, match="does not release it"):
                 await sandbox.create(container)
             sandbox.guest.containers.discard("c2")
             await sandbox.sandbox.first.begin(cast(Any, sandbox.qmp), sandbox.machine.link)
@@ -315,7 +315,7 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
             await sandbox.join(plugs=[], disks=[disk])
             store = Store(sandbox.store.root, "c2")
             for _ in range(2):
-                with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not let go of it"):
+                with pytest.raises(DeviceError, match=r"block device sdb \(8:16\): the guest does not release it"):
                     await asyncio.to_thread(delete, store, force=True)
                 assert os.path.exists(f"{store.path}/state.json")
             await sandbox.announce(f"c3/{KEY}")
@@ -324,7 +324,7 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
             store.remove()
             await sandbox.join(plugs=[])
             await sandbox.call("c2", "delete")
-            with pytest.raises(DeviceError, match="the guest does not let go of it"):
+            with pytest.raises(DeviceError, match="the guest does not release it"):
                 await sandbox.call("c2", "delete")
             sandbox.qmp.patience = 1
             await sandbox.call("c2", "delete")
@@ -338,11 +338,11 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
 def test_failure_and_failure_of_its_undoing_are_reported_together(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path, FakeQmp(patience=10**9)) as sandbox:
-            container = sandbox.joining()
+            wanted = sandbox.joining()
             await sandbox.announce(f"c2/{KEY}")
-            sandbox.guest.containers.add("c2")  # so that a second one cannot exist
-            with pytest.raises(VmError, match=r"c2 is there, or is not; and then .* does not let go of it"):
-                await sandbox.create(container)
+            sandbox.guest.containers.add("c2")  # so that there can be no second one
+            with pytest.raises(VmError, match=r"c2 is there, or is not; and then .* does not release it"):
+                await sandbox.create(wanted)
 
     run(story)
 
@@ -432,7 +432,10 @@ def test_namespace_belongs_to_a_container_of_the_pod_or_is_refused(tmp_path: Pat
     ):  # fmt: skip
         with pytest.raises(ConfigError) as caught:
             owner(kind, path)
-        assert caught.value.message == f"linux.namespaces[type={kind}].path: {path}: of no container in the sandbox c1"
+        assert (
+            caught.value.message
+            == f"linux.namespaces[type={kind}].path: {path}: belongs to no container in the sandbox c1"
+        )
 
 
 @pytest.mark.parametrize(
@@ -453,10 +456,12 @@ def test_paths_of_the_sandbox_are_those_of_its_specification(tmp_path: Path, tex
 def test_namespace_outside_of_the_pod_is_refused_before_any_change(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as sandbox:
-            # These processes may share one PID namespace.
-            container = sandbox.joining(joins={"ipc": "/proc/1/ns/ipc"})
-            with pytest.raises(ConfigError, match=r"linux\.namespaces\[type=ipc\]\.path: /proc/1/ns/ipc: of no"):
-                await sandbox.create(container)
+            # Of a PID namespace these processes may have the same.
+            wanted = sandbox.joining(joins={"ipc": "/proc/1/ns/ipc"})
+            with pytest.raises(
+                ConfigError, match=r"linux\.namespaces\[type=ipc\]\.path: /proc/1/ns/ipc: belongs to no"
+            ):
+                await sandbox.create(wanted)
             sandbox.prove_alone()
             await sandbox.announce(f"c2/{KEY}")
             own = f"/proc/{os.getpid()}/ns/uts"
@@ -469,10 +474,10 @@ def test_namespace_outside_of_the_pod_is_refused_before_any_change(tmp_path: Pat
 @pytest.mark.parametrize(
     ("reason", "console", "sentence", "evidence"),
     [
-        (VmError("it ended"), "Oops", "it ended [the last words of its console follow]", "Oops"),
+        (VmError("it ended"), "Oops", "it ended [the end of the console log follows]", "Oops"),
         (
             VmError("it ended"), "",
-            "it ended [its console said nothing: a processor was reset, as by a triple fault, or its agent ended]",
+            "it ended [the console is empty: a processor was reset, as by a triple fault, or the agent ended]",
             "",
         ),
         (VmError("QEMU ended", hint="look", evidence="abort"), "Oops", "QEMU ended [look]", "abort"),
@@ -481,5 +486,5 @@ def test_namespace_outside_of_the_pod_is_refused_before_any_change(tmp_path: Pat
 def test_end_of_a_vm_is_reported_with_its_last_console_lines(
     reason: VmError, console: str, sentence: str, evidence: str
 ) -> None:
-    error = with_last_words(reason, console)
-    assert (error.sentence(), error.evidence) == (sentence, evidence)
+    told = with_console_tail(reason, console)
+    assert (told.sentence(), told.evidence) == (sentence, evidence)

@@ -177,7 +177,7 @@ def test_every_container_ends_when_one_state_cannot_be_written(
             assert sandbox.state()["status"] == "stopped"
 
     run(story)
-    assert "the state of container c1 cannot be written" in capsys.readouterr().err
+    assert "cannot write the state of container c1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("end", ["delete", "leave"])
@@ -191,7 +191,7 @@ def test_bound_functions_are_released(tmp_path: Path, end: str) -> None:
             for number, owner in enumerate(("c2", "c3")):
                 bindings.write(directory, bindings.Record(f"ffff:ff:1f.{number}", "x", "", "vfio-pci", owner))
             if end == "leave":
-                await sandbox.sandbox.leave()
+                await sandbox.sandbox.restore_functions()
             else:
                 await sandbox.call("c2", "delete")
             records, _ = bindings.read_all(directory)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from hawse.monitor.processes.processes import whole
+from hawse.monitor.processes.processes import uninterrupted
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
@@ -21,7 +21,7 @@ def test_cancellation_waits_for_the_end_of_the_work(times: int) -> None:
             await gate.wait()
             done.set()
 
-        waiting = asyncio.create_task(whole(work()))
+        waiting = asyncio.create_task(uninterrupted(work()))
         for _ in range(times):
             await asyncio.sleep(0)
             waiting.cancel()
@@ -43,6 +43,6 @@ def test_result_and_error_are_passed_on() -> None:
     async def succeed() -> int:
         return 7
 
-    assert asyncio.run(whole(succeed())) == 7
+    assert asyncio.run(uninterrupted(succeed())) == 7
     with pytest.raises(ValueError, match="no"):
-        asyncio.run(whole(fail()))
+        asyncio.run(uninterrupted(fail()))

@@ -217,9 +217,9 @@ def test_error_has_the_console_of_a_guest_that_does_not_report(runtime: Runtime,
     seconds = round(patience(3))
     append = "loglevel=7 rdinit=/usr/bin/busybox -- sleep 1000"
     runtime.configure(f'[vm]\nboot_seconds = {seconds}\nkernel_append = "{append}"\n')
-    error = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert error.startswith(f"the guest did not report within {seconds} s [the end of its console follows")
-    assert "Run /usr/bin/busybox as init process" in error
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith(f"the guest did not report within {seconds} s [the end of the console log follows")
+    assert "Run /usr/bin/busybox as init process" in said
 
 
 def test_agent_that_violates_the_protocol(runtime: Runtime, bundle: str) -> None:
@@ -231,8 +231,8 @@ def test_agent_that_violates_the_protocol(runtime: Runtime, bundle: str) -> None
         f"{box} yes nonsense >/dev/vport0p1 || {box} yes nonsense >/dev/vport1p1; {box} sleep 1000"
     )
     runtime.configure(f"[vm]\nkernel_append = '''rdinit=/usr/bin/sh -- -c \"{script}\"'''\n")
-    error = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert error.startswith("the agent in the guest speaks nonsense: link: frame of ")
+    said = fails(runtime, "create", "--bundle", bundle, "c1")
+    assert said.startswith("protocol violation by the guest agent: link: frame of ")
 
 
 @pytest.mark.parametrize(

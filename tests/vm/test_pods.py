@@ -263,7 +263,7 @@ def test_namespace_of_another_pod_is_refused(pod: Runtime, tmp_path: Path) -> No
         others = [entry for entry in linux["namespaces"] if entry["type"] != kind]
         joining = linux | {"namespaces": [*others, {"type": kind, "path": path}]}
         refused = pod("create", "--bundle", bundle(tmp_path, f"one-{kind}", linux=joining), "one")
-        words = f"hawse: linux.namespaces[type={kind}].path: {path}: of no container in the sandbox pod ["
+        words = f"hawse: linux.namespaces[type={kind}].path: {path}: belongs to no container in the sandbox pod ["
         assert (refused.code, refused.errors.startswith(words)) == (1, True), refused
 
 

@@ -184,7 +184,7 @@ def test_template_that_qemu_cannot_load_is_removed(runtime: Runtime, cache: str,
     result = runtime("run", "--bundle", bundle, "--timeline", str(trace), "c1")
     assert (result.code, result.output) == (0, "it ran\n"), result
     [warning] = [line for line in result.errors.splitlines() if "warning:" in line]
-    assert f"the template {digest[:12]} cannot be restored, and this start is a cold one: QEMU " in warning
+    assert f"cannot restore the template {digest[:12]}, and the virtual machine boots instead: QEMU " in warning
     assert start(runtime, bundle, tmp_path) == (True, [])
 
 
@@ -217,7 +217,7 @@ def test_container_starts_if_no_template_can_be_stored(
     assert not restored
     assert len(warnings) == 1, warnings
     [warning] = warnings
-    assert warning.startswith("hawse: warning: no template was left for later starts: ")
+    assert warning.startswith("hawse: warning: cannot save a template for later starts: ")
     assert "No space left on device" in warning
     assert not [name for name in os.listdir(f"{cache}/templates") if not name.endswith(".lock")], "nothing is left"
 

@@ -1,4 +1,4 @@
-"""One container of a sandbox: its state, its processes, its devices, and what engines may ask of them."""
+"""One container of a sandbox: its state, processes and devices, and the operations of engines on it."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from hawse.monitor.agent.notifications import Notices
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
-from hawse.monitor.devices.misc_devices import named
+from hawse.monitor.devices.misc_devices import guest_numbers
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.guest_hugepages import HugePages
-from hawse.monitor.processes.processes import KILLED, LOST, Processes, whole
+from hawse.monitor.processes.processes import KILLED, LOST, Processes, uninterrupted
 from hawse.monitor.processes.proxy_connections import Proxy
-from hawse.monitor.share.exports import NOWHERE, Place, in_the_share
+from hawse.monitor.share.exports import NO_PLACES, Place, with_share_paths
 from hawse.monitor.usage import Usage
 from hawse.nodes import numbers
 from hawse.notes import Notes, warning
@@ -50,14 +50,14 @@ if TYPE_CHECKING:
     from hawse.monitor.agent.guest_link import GuestLink
     from hawse.vm.qmp import Qmp
 
-#: How long the guest may take to freeze a container. The machine goes on when it does not.
+#: Seconds in which the guest must freeze a container. After that, pause fails, and the VM continues.
 _PAUSE_SECONDS = 10.0
-#: More than the sandbox takes to end a machine whose guest does not end a container.
+#: More than the time in which the sandbox ends a VM whose guest does not end a container.
 _END_SECONDS = 60.0
 
 
 class Container:
-    """State and operations. Everything here runs in the monitor's one event loop."""
+    """A container, whose methods run in the monitor's event loop."""
 
     def __init__(
         self,
@@ -71,14 +71,15 @@ class Container:
         seconds: float,
         sandbox: str,
         disks: Disks | None = None,
-        doom: Callable[[Container], None] = lambda _found: None,
-        fits: Callable[[int], list[str]] = lambda _limit: [],
+        on_kill: Callable[[Container], None] = lambda _container: None,
+        check_memory: Callable[[int], list[str]] = lambda _limit: [],
     ) -> None:
-        """``key``: by which the first process's proxy announces itself; ``seconds``: what a device may take;
-        ``sandbox``: the id of the first container; ``disks`` are those of the virtual machine; ``doom`` is called when
-        it has been asked for to end at once, and ``fits`` with a limit of memory that it is to have, before it has it.
+        """``key``: the key with which the init process's proxy connects; ``seconds``: the timeout of a device;
+        ``sandbox``: the id of the first container; ``disks``: those of the VM. ``on_kill`` is called when the container
+        must end at once. ``check_memory`` is called with a new memory limit before it is set.
 
-        Raises :class:`StateError` where another container has a device of the plan, and where the store has gone.
+        Raises :class:`StateError` if another container has claimed a device of the plan, or if the state directory was
+        removed.
         """
         self.plan = plan
         self._pages = HugePages(plan, processes)
@@ -88,7 +89,7 @@ class Container:
         self._key = f"{plan.id}/{key}"
         self._init = 0
         self._proxy: Proxy | None = None
-        self._doom = doom
+        self._on_kill = on_kill
         self._killed = False
         self._resumed = RUNNING
         self.notices = Notices(self._notify)
@@ -115,46 +116,45 @@ class Container:
             store.write(self._state)
         except FileNotFoundError:
             raise StateError(f"container {plan.id} was deleted while it was created") from None
-        # Once nothing can fail any more: what is claimed is the maker's to release.
+        # Last, since the caller releases the claims: nothing can fail after this.
         self.attachments = Attachments(plan, claims, seconds=seconds)
         self._disks = disks or Disks(claims, seconds=seconds)
         self._machine: tuple[Qmp, GuestLink] | None = None
-        self._moved: dict[numbers.Numbers, tuple[int, int]] = {}
-        self._named: dict[tuple[int, int], tuple[int, int]] = {}
+        self._disk_numbers: dict[numbers.Numbers, tuple[int, int]] = {}
+        self._misc_numbers: dict[tuple[int, int], tuple[int, int]] = {}
         self._cgroup = cgroup
-        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, fits=fits)
+        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, check_memory=check_memory)
         processes.claim(self._key)
 
     @property
     def status(self) -> str:
-        """As in the state."""
+        """The status, as in the state."""
         return str(self._state["status"])
 
     @property
     def pid(self) -> int:
-        """That of the first process's proxy; 0 while there is none, and when it has ended."""
+        """The pid of the init process's proxy; 0 without a proxy, and after its end."""
         return self._proxy.pid if self._proxy is not None and self._proxy.process.is_alive() else 0
 
     async def begin(self, qmp: Qmp, link: GuestLink) -> None:
-        """Give the virtual machine the devices of the plan. Raises :class:`DeviceError` naming the device."""
+        """Plug the devices of the plan. Raises :class:`DeviceError` naming the device."""
         await self.attachments.begin(qmp, link)
         self._machine = qmp, link
         places = await self._disks.attach(self.plan.disks, owner=self.plan.id, qmp=qmp, link=link)
-        self._moved = {("b", *host): guest for host, guest in places.items()}
-        self._named = await named(self.plan.named, link)
+        self._disk_numbers = {("b", *host): guest for host, guest in places.items()}
+        self._misc_numbers = await guest_numbers(self.plan.named, link)
 
     async def create(
         self,
         joins: dict[str, str],
         *,
-        places: Mapping[str, Place] = NOWHERE,
+        places: Mapping[str, Place] = NO_PLACES,
         connect: Callable[[Process], Awaitable[Notes]] | None = None,
     ) -> Notes:
-        """Make the container in the guest, with the proxy that has announced itself as its first process.
+        """Create the container in the guest, with a proxy for its init process. Returns notes to log.
 
-        ``joins``, by kind of namespace, are containers whose namespace it has; ``places`` are where its shares are, by
-        their names; ``connect`` is called with the proxy's
-        process before the container is made.
+        ``joins`` are the containers whose namespaces it joins, by kind of namespace. ``places`` are the places of its
+        shares, by their names. ``connect`` is called with the proxy's process before the container is created.
         """
         await self._pages.reserve()
         for name, size in self.plan.memory.items():
@@ -166,12 +166,12 @@ class Container:
                 warnings += await connect(proxy.process)
             if self.plan.sysctls:
                 await self._processes.call(SetSysctls(values=self.plan.sysctls))
-            spec, notes = with_guest_nodes(self.plan.spec, self.attachments.guest_nodes(), self._named)
-            spec = self.attachments.furnish(numbers.move(spec, self._moved))
+            spec, notes = with_guest_nodes(self.plan.spec, self.attachments.guest_nodes(), self._misc_numbers)
+            spec = self.attachments.add_native_nodes(numbers.move(spec, self._disk_numbers))
             process = inherit(spec["process"], self.plan.inherited)
             spec = spec | {"process": _with_size(process, proxy.size)}
-            seen = self.attachments.seen()
-            spec, binds = in_the_share(spec, self.plan.id, places)
+            entries = self.attachments.state_entries()
+            spec, binds = with_share_paths(spec, self.plan.id, places)
 
             def call(process: int, descriptors: list[str]) -> Create:
                 return Create(
@@ -179,7 +179,7 @@ class Container:
                     process=process,
                     descriptors=descriptors,
                     spec=spec,
-                    devices=seen,
+                    devices=entries,
                     joins=joins,
                     notify=self.plan.notify is not None,
                     binds=[SharedBind(name=name, path=path, inode=inode) for name, path, inode in binds],
@@ -191,23 +191,24 @@ class Container:
 
             self._init, _ = await self._launch(proxy, call, ended=self._ended, lost=self._begin_end)
             if self.status == STOPPED:
-                # Only a hostile agent answers after the exit. The state stays: the end has been reported.
+                # Only a hostile agent answers after the exit. The state stays, since the end was reported.
                 raise StateError(f"container {self.plan.id} ended while it was created")
-        except BaseException:  # a cancellation, too: the command that would end the proxy may be gone
+        except BaseException:  # also for a cancellation: the command that would end the proxy may have ended
             proxy.exit(LOST)
             raise
-        self._state["vfio"] = seen
+        self._state["vfio"] = entries
         self._state["annotations"] = self.plan.annotations | self.attachments.annotations
         self._proxy = proxy
         started = start_time(proxy.pid)
-        # A proxy that has ended has no start: the pid may be another process's, and so may what was read.
+        # If the proxy has ended, the pid may be reused, and the start time that was read may be another process's.
         self._state |= {"pid": proxy.pid, "pidStart": started if proxy.process.is_alive() else 0, "status": CREATED}
         self._write()
         self._ready.set()
         return [*warnings, *notes]
 
     async def start(self, *, connect: Callable[[], Awaitable[Notes]] | None = None) -> Notes:
-        """runc start, after ``connect``. Raises :class:`StateError` unless the container is created."""
+        """runc start, after ``connect``. Raises :class:`StateError` unless the status is created. Returns notes to
+        log."""
         async with self._starting:
             self._check_created()
             notes = await connect() if connect is not None else []
@@ -233,7 +234,7 @@ class Container:
     async def kill(self, number: int, *, everyone: bool) -> None:
         """runc kill. Raises :class:`StateError` with runc's "container not running".
 
-        Others may outlive the first process, where the PID namespace is another container's (pid_namespaces(7)).
+        Other processes may outlive the init process if the PID namespace is another container's (pid_namespaces(7)).
         """
         if self.status not in (CREATED, RUNNING, PAUSED) and not (everyone and self.status == STOPPED):
             raise StateError(f"container not running: {self.plan.id}")
@@ -244,7 +245,7 @@ class Container:
         try:
             await self._processes.signal(self.plan.id, self._init, number, everyone=everyone)
         except HawseError:
-            # Whatever the agent says: the host ends it.
+            # Ignore the agent's error: the host ends the container.
             with suppress(TimeoutError):
                 async with asyncio.timeout(_END_SECONDS):
                     await self.stopped.wait()
@@ -252,12 +253,12 @@ class Container:
                 raise
 
     async def pause(self) -> None:
-        """runc pause: of a container that runs or is to be started. Raises :class:`StateError`."""
+        """runc pause. Raises :class:`StateError` unless the container is running or created."""
         if self.status not in (CREATED, RUNNING):
             raise StateError(f"container not running: {self.plan.id} is {self.status}")
         self._resumed = self.status
         await self._processes.call(Freeze(container=self.plan.id, frozen=True), within=_PAUSE_SECONDS)
-        if self.status == self._resumed:  # else it ended meanwhile
+        if self.status == self._resumed:  # otherwise it has ended meanwhile
             self._set_status(PAUSED)
 
     async def resume(self) -> None:
@@ -269,8 +270,10 @@ class Container:
             self._set_status(self._resumed)
 
     async def execute(self, key: str, process: Document, caller: Inherited) -> int:
-        """Run one more process for the proxy that announces itself with ``key``, with what it inherits from ``caller``;
-        the proxy's pid."""
+        """Run one more process for the proxy with this ``key``. The process inherits properties of ``caller``.
+
+        Returns the proxy's pid. Raises :class:`StateError` unless the container is running.
+        """
         if self.status == PAUSED:
             raise StateError(f"cannot exec in a paused container: {self.plan.id}", hint="`hawse resume` it first")
         if self.status != RUNNING:
@@ -291,46 +294,47 @@ class Container:
             raise
         return proxy.pid
 
-    async def attach(self, wanted: Attachment) -> list[Document]:
-        """Give the container one group more; what there is to say of its functions."""
+    async def attach(self, attachment: Attachment) -> list[Document]:
+        """Attach one more group. Returns the state's entries of its functions."""
         await self._ready.wait()
-        self._check_lives()
-        entries = await self.attachments.attach(wanted)
-        self._show_devices()
+        self._check_alive()
+        entries = await self.attachments.attach(attachment)
+        self._record_devices()
         return entries
 
     async def detach(self, group: int, *, force: bool) -> None:
-        """Take a group from the container."""
+        """Detach a group."""
         await self._ready.wait()
-        self._check_lives()
+        self._check_alive()
         try:
             await self.attachments.detach(group, force=force)
         finally:
-            self._show_devices()
+            self._record_devices()
 
-    def show_network(self, interfaces: list[Document]) -> None:
-        """Have the state tell of the sandbox's interfaces."""
+    def record_network(self, interfaces: list[Document]) -> None:
+        """Save the sandbox's network interfaces in the state."""
         self._state["network"] = interfaces
         self._write()
 
     async def remove(self) -> None:
-        """End it, and have nothing of it left in the guest. Raises :class:`DeviceError` for a device that stays."""
-        async with AsyncExitStack() as rest:  # each, whatever becomes of the one before it
+        """End the container, and remove it from the guest. Raises :class:`DeviceError` for a device that stays."""
+        async with AsyncExitStack() as rest:  # each runs even if the previous one fails
             rest.push_async_callback(self._pages.release)
             rest.push_async_callback(self.release_devices)
             rest.callback(self.end)
-            with suppress(HawseError):  # the agent may have made nothing of it yet
+            with suppress(HawseError):  # the agent may not have created it yet
                 await self._processes.call(Delete(container=self.plan.id))
                 self._ended()
 
-    def lose(self, reason: HawseError) -> None:
-        """The virtual machine ended before the container did; the state keeps the reason for who asks."""
+    def record_failure(self, reason: HawseError) -> None:
+        """Record in the state that the VM ended before the container, and why."""
         if self.status != STOPPED and not self._killed:
             self._state["failure"] = reason.to_wire()
 
     def end(self) -> None:
-        """Nothing of it runs any more."""
-        # With the first process the kernel kills the others of its PID namespace; a lost machine is another matter.
+        """Mark the container as ended, and report the exit codes of its processes."""
+        # After the init process, the kernel kills the others of its PID namespace. After a VM failure, exit codes are
+        # unknown.
         code = KILLED if self.status == STOPPED or self._killed else LOST
         try:
             self._ended()
@@ -339,8 +343,8 @@ class Container:
             self._processes.end(code, container=self.plan.id)
 
     async def release_devices(self) -> None:
-        """Unplug what no other container has; again what the guest kept before. Raises :class:`DeviceError` for what
-        stays."""
+        """Unplug devices that no other container uses, and retry those that the guest kept. Raises :class:`DeviceError`
+        for devices that stay."""
         async with AsyncExitStack() as rest:
             rest.push_async_callback(self.attachments.end)
             if self._machine is not None and self.plan.disks:
@@ -348,15 +352,15 @@ class Container:
 
     @property
     def keeps_devices(self) -> bool:
-        """Whether the guest has not released a device of it."""
+        """Whether the guest has not released a device of the container."""
         return self.attachments.keeps or self._disks.keeps(self.plan.id)
 
     def _ended(self) -> None:
         try:
             if self.status != STOPPED:
                 self._set_status(STOPPED)
-        except OSError as error:  # a full disk: whoever reads the old state sees that its process has ended
-            print(f"the state of container {self.plan.id} cannot be written: {error.strerror}", file=sys.stderr)
+        except OSError as error:  # for example a full disk: readers of the old state see that the process has ended
+            print(f"cannot write the state of container {self.plan.id}: {error.strerror}", file=sys.stderr)
         finally:
             self.stopped.set()
             self.notices.end()
@@ -366,21 +370,22 @@ class Container:
         if self._proxy is not None:
             self._proxy.notify(notice)
 
-    def _check_lives(self) -> None:
+    def _check_alive(self) -> None:
         if self.status not in (CREATED, RUNNING, PAUSED):
             raise StateError(f"container not running: {self.plan.id} is {self.status}")
 
-    def _show_devices(self) -> None:
+    def _record_devices(self) -> None:
         if self.status != STOPPED:
-            self._state["vfio"] = self.attachments.seen()
+            self._state["vfio"] = self.attachments.state_entries()
             self._write()
 
     async def _place(self, proxy: Proxy) -> Notes:
-        """Have the proxy in the container's cgroup, which is made if it is not there; what to log. Raises HostError."""
+        """Move a proxy to the container's cgroup, which is created if needed. Returns notes to log. Raises
+        HostError."""
         if not self.plan.cgroup.path:
             return []
-        # Beside the event loop: a move between cgroups of version 1 waits for the kernel's RCU, a scope for systemd.
-        warnings = await whole(asyncio.to_thread(self._cgroup.place, proxy.process))
+        # In a thread: a move between cgroups of version 1 waits for the kernel's RCU, a scope waits for systemd.
+        warnings = await uninterrupted(asyncio.to_thread(self._cgroup.place, proxy.process))
         proxy.placed()
         return [warning(text) for text in warnings]
 
@@ -395,21 +400,21 @@ class Container:
         return await self._processes.launch(self.plan.id, proxy, make, ended=ended, lost=lost)
 
     def _begin_end(self) -> None:
-        """It is to end at once, whatever its guest does."""
+        """The container must end soon, whether or not the guest cooperates."""
         self._killed = True
-        self._doom(self)
+        self._on_kill(self)
 
     def _set_status(self, status: str) -> None:
         self._state["status"] = status
         self._write()
 
     def _write(self) -> None:
-        with suppress(FileNotFoundError):  # somebody has removed the directory: nobody asks for the state any more
+        with suppress(FileNotFoundError):  # the state directory was removed, and the state is not needed any more
             self._store.write(self._state)
 
 
 def _with_size(process: Document, size: tuple[int, int] | None) -> Document:
-    """The process with the size of the engine's terminal: a later resize may come after its first question for it."""
+    """The process with the size of the engine's terminal: a resize may arrive after the process has read the size."""
     if size is None or not process.get("terminal"):
         return process
     return process | {"consoleSize": {"height": size[0], "width": size[1]}}

@@ -1,4 +1,4 @@
-"""CPU time for a sandbox's processes while somebody waits for the end of a container, or of the sandbox."""
+"""Move a sandbox's processes to the control cgroup while a caller waits for the end of a container or the sandbox."""
 
 from __future__ import annotations
 
@@ -8,39 +8,40 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from hawse.monitor.processes.processes import whole
+from hawse.monitor.processes.processes import uninterrupted
 
 if TYPE_CHECKING:
     from hawse.host.cgroup.control import ControlCgroup
     from hawse.linux.processes import Process
 
-#: A host with CPU time to spare ends a container in less. A move takes some hundredths of a second.
+#: Seconds before the move. An idle host ends a container in less. The move takes some hundredths of a second.
 SECONDS = 0.5
 
 
-class Hurry:
-    """``programs`` returns those of the virtual machine, which come back when nobody waits any more."""
+class CpuBoost:
+    """``programs`` returns the VM's processes. They are moved back when no caller waits any more."""
 
     def __init__(self, control: ControlCgroup, programs: Callable[[], Sequence[Process]]) -> None:
         self._control = control
         self._programs = programs
         self._waiting = 0
-        self._moved = False
-        self._turn = asyncio.Lock()
+        self._boosted = False
+        self._lock = asyncio.Lock()
         self._ending = False
 
     @asynccontextmanager
-    async def waited_for(self) -> AsyncIterator[None]:
-        """While this lasts somebody waits for the guest to end a container."""
-        hurrying = asyncio.create_task(self._begin())
+    async def while_waiting(self) -> AsyncIterator[None]:
+        """Boost the VM, after :data:`SECONDS`, until the end of the block: a caller waits for a container's end."""
+        boosting = asyncio.create_task(self._begin())
         try:
             yield
         finally:
-            hurrying.cancel()
-            await asyncio.wait({hurrying})
+            boosting.cancel()
+            await asyncio.wait({boosting})
 
-    async def see_off(self, proxy: Process) -> None:
-        """Wait for the end of a proxy that has been told its exit code: the engine waits for that."""
+    async def await_exit(self, proxy: Process) -> None:
+        """Wait for the exit of a proxy after its exit code was sent. Boost a slow proxy, since the engine waits for
+        it."""
         if not proxy.is_alive():
             return
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
@@ -55,10 +56,9 @@ class Hurry:
         await asyncio.to_thread(self._control.enter, [proxy])
 
     def end(self) -> None:
-        """The sandbox ends, by steps that may block the event loop: a thread moves its programs, which stay."""
-
+        """Boost the VM's end for good. A thread moves the processes, since the next steps may block the event loop."""
         self._ending = True
-        # They are looked up here: the thread would race with the event loop, which waits for them.
+        # List the processes here: the thread would race with the event loop, which reaps them.
         timer = threading.Timer(SECONDS, self._control.enter, [self._programs()])
         timer.daemon = True
         timer.start()
@@ -67,18 +67,18 @@ class Hurry:
         await asyncio.sleep(SECONDS)
         self._waiting += 1
         try:
-            await self._settle()
+            await self._update()
             await asyncio.get_running_loop().create_future()
         finally:
             self._waiting -= 1
-            await self._settle()
+            await self._update()
 
-    async def _settle(self) -> None:
-        """Have the programs where they are to be now."""
-        async with self._turn:
-            wanted = self._waiting > 0
-            if wanted == self._moved or self._ending:
+    async def _update(self) -> None:
+        """Move the processes if the number of waiting callers requires it."""
+        async with self._lock:
+            boosted = self._waiting > 0
+            if boosted == self._boosted or self._ending:
                 return
-            self._moved = wanted
-            move = self._control.enter if wanted else self._control.leave
-            await whole(asyncio.to_thread(move, self._programs()))
+            self._boosted = boosted
+            move = self._control.enter if boosted else self._control.leave
+            await uninterrupted(asyncio.to_thread(move, self._programs()))

@@ -1,4 +1,4 @@
-"""Ends containers that the guest does not end in time after SIGKILL."""
+"""End containers that the guest does not end in time after SIGKILL."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from hawse.monitor.agent.calls import Signal
 
 if TYPE_CHECKING:
     from hawse.monitor.container import Container
-    from hawse.monitor.cpu_boost import Hurry
+    from hawse.monitor.cpu_boost import CpuBoost
     from hawse.monitor.processes.processes import Processes
 
-#: How long the guest may take to end a container after SIGKILL. The end of the VM then takes 3 s at most.
+#: Seconds in which the guest must end a container after SIGKILL. Then the VM is ended, in 3 s at most.
 _KILL_SECONDS = 6.0
 
 
 class Deadlines:
-    """``seconds`` is the time of a container that has joined; ``give_up`` ends the VM for a reason."""
+    """``seconds`` is the limit for containers that have joined. ``fail_vm`` ends the VM for a reason."""
 
     def __init__(
-        self, processes: Processes, hurry: Hurry, *, seconds: float, give_up: Callable[[HawseError], None]
+        self, processes: Processes, boost: CpuBoost, *, seconds: float, fail_vm: Callable[[HawseError], None]
     ) -> None:
-        # The other containers of the pod would end too: a guest that is only slow, as without KVM, has more time.
+        # The end of the VM also ends the other containers of the pod, so a slow guest, as without KVM, gets more time.
         self._seconds = max(_KILL_SECONDS, seconds)
         self._processes = processes
-        self._hurry = hurry
-        self._give_up = give_up
+        self._boost = boost
+        self._fail_vm = fail_vm
         self._tasks: dict[Container, asyncio.Task[None]] = {}
 
     def begin(self, container: Container, *, first: bool) -> None:
-        """The container must end: if the guest does not end it in time, the VM ends."""
+        """Start a container's deadline. If the guest does not end the container in time, the VM is ended."""
         if container not in self._tasks:
-            self._tasks[container] = asyncio.create_task(self._see_end(container, first))
+            self._tasks[container] = asyncio.create_task(self._await_end(container, first))
             self._tasks[container].add_done_callback(lambda _: self._tasks.pop(container))
 
     def end(self) -> None:
-        """The VM has ended."""
+        """Stop all deadlines: the VM has ended."""
         for task in self._tasks.values():
             task.cancel()
 
-    async def _see_end(self, container: Container, first: bool) -> None:
-        async with self._hurry.waited_for():
+    async def _await_end(self, container: Container, first: bool) -> None:
+        async with self._boost.while_waiting():
             seconds = _KILL_SECONDS if first else self._seconds
             if not first:
                 if await _ends(container, seconds):
@@ -54,7 +54,7 @@ class Deadlines:
                     call = Signal(container=container.plan.id, process=0, signal=signal.SIGKILL, everyone=True)
                     await self._processes.call(call, within=_KILL_SECONDS)
             if not await _ends(container, seconds):
-                self._give_up(
+                self._fail_vm(
                     VmError(
                         f"the guest has not ended container {container.plan.id} within {seconds:g} s of SIGKILL",
                         hint="its virtual machine was ended",

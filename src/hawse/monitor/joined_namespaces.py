@@ -1,8 +1,9 @@
-"""Which container of a sandbox a path of ``linux.namespaces`` means.
+"""Find the container of a sandbox whose namespace a path of ``linux.namespaces`` names.
 
-The namespaces are the guest's: what an engine names on the host stands for one of them. That is sure of the pid that it
-was told, of the PID namespace that the process of that pid has, and of a namespace that the specification of the first
-container names as its own: some engines make it beforehand, and keep it by a mount (CRI-O internal/config/nsmgr).
+The containers' namespaces are in the guest, so a path on the host only represents one of them. Three paths identify a
+container: that of the pid in its state, that of the PID namespace of this process, and a path in the first container's
+specification. Some engines create such a namespace in advance, and keep it by a bind mount (CRI-O
+internal/config/nsmgr).
 """
 
 from __future__ import annotations
@@ -18,11 +19,10 @@ _PROCESS = re.compile(r"/proc/([1-9][0-9]{0,9})/ns/([a-z]+)")
 
 
 def owner_of(kind: str, path: str, *, pids: Mapping[str, int], first: str, own: Mapping[str, str]) -> str:
-    """The container's name. Raises :class:`ConfigError` for a path that is of none.
+    """Return the container's id. Raises :class:`ConfigError` if the path belongs to no container.
 
-    ``pids`` are the processes that stand for the containers on the host, 0 for none and for one that has ended, whose
-    pid may be another process's; ``own`` are the paths, by kind, of
-    the first container's specification.
+    ``pids`` are the pids of the containers' first proxies on the host. They are 0 without a process, and after its end,
+    since the kernel may reuse the pid. ``own`` are the paths in the first container's specification, by kind.
     """
     match = _PROCESS.fullmatch(path)
     if match and match[2] == kind:
@@ -31,22 +31,22 @@ def owner_of(kind: str, path: str, *, pids: Mapping[str, int], first: str, own: 
                 return name
     if path == own.get(kind):
         return first
-    found = _identity(path)
-    if found is not None:
-        # Of other kinds these processes have the host's own (hawse.commands.spawn).
+    identity = _identity(path)
+    if identity is not None:
+        # The proxies' other namespaces are the host's (hawse.commands.spawn).
         for name, pid in pids.items() if kind == "pid" else ():
-            if pid and _identity(f"/proc/{pid}/ns/pid") == found:
+            if pid and _identity(f"/proc/{pid}/ns/pid") == identity:
                 return name
-        if kind in own and _identity(own[kind]) == found:
+        if kind in own and _identity(own[kind]) == identity:
             return first
     raise ConfigError(
-        f"linux.namespaces[type={kind}].path: {path[:200]}: of no container in the sandbox {first}",
-        hint="name one of a container of the same pod, by the pid that its state tells, or take the path out",
+        f"linux.namespaces[type={kind}].path: {path[:200]}: belongs to no container in the sandbox {first}",
+        hint="use a namespace of a container of the same pod, by the pid in its state, or remove the path",
     )
 
 
 def own_paths(bundle: str) -> dict[str, str]:
-    """The paths, by kind, of the namespaces in a bundle's specification; none where it is gone."""
+    """The namespace paths in a bundle's specification, by kind; empty if it cannot be read."""
     try:
         with open(f"{bundle}/config.json", "rb") as file:
             namespaces = parse(file.read())["linux"]["namespaces"]
@@ -56,7 +56,7 @@ def own_paths(bundle: str) -> dict[str, str]:
 
 
 def _identity(path: str) -> tuple[int, int] | None:
-    """What tells a namespace from others (ioctl_ns(2)); None where nothing is there."""
+    """Device and inode, which identify a namespace (ioctl_ns(2)); None if the path does not exist."""
     try:
         status = os.stat(path)
     except OSError:

@@ -1,4 +1,4 @@
-"""A sandbox's time from the start of its programs to its end: made, reported, kept, undone."""
+"""The life of a sandbox after the start of its programs: create it, report the result, hold it, and undo it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from hawse.errors import HawseError, StateError
 from hawse.linux.processes import open_process
 from hawse.log import Log
 from hawse.monitor.devices import hotplug
-from hawse.monitor.machine.bounded_log import with_last_words
-from hawse.monitor.machine.machine import Machine, settled
+from hawse.monitor.machine.bounded_log import with_console_tail
+from hawse.monitor.machine.machine import Machine, result_or_failure
 from hawse.monitor.machine.restore import obtain
 from hawse.monitor.machine.start import Launched
 from hawse.monitor.network.host_network import Network
@@ -36,9 +36,9 @@ from hawse.state.store import Store
 if TYPE_CHECKING:
     from hawse.monitor.report import Report
 
-#: The guest has 5 s to let go of its devices; QEMU answers at once unless something is wrong with it.
+#: The guest has 5 s to release its devices. QEMU answers at once unless it fails.
 _RELEASE_SECONDS = 6.0
-#: Modules that code of the monitor imports where it needs them, since hot verbs do without them.
+#: Modules that the monitor's code imports inside functions, since the hot verbs do not need them.
 LOADED_LATE = (
     "hawse.linux.mountinfo", "hawse.host.network_namespace", "hawse.host.redirects", "hawse.host.cgroup.systemd",
     "hawse.vfio.bind.records", "hawse.vfio.bind.bind",
@@ -46,8 +46,8 @@ LOADED_LATE = (
 
 
 @dataclass(frozen=True)
-class Making:
-    """A sandbox that is being made: its plan, what runs of it already, and who is to be told."""
+class Creation:
+    """A sandbox during its creation: the plan, the started programs, and the caller's connection."""
 
     plan: SandboxPlan
     launched: Launched
@@ -59,59 +59,59 @@ class Making:
     notes: Notes
 
 
-def run(making: Making, listener: socket.socket) -> None:
-    """Live it."""
-    asyncio.run(_monitor(making, listener))
+def run(creation: Creation, listener: socket.socket) -> None:
+    """Run the sandbox to its end."""
+    asyncio.run(_monitor(creation, listener))
 
 
-async def _monitor(making: Making, listener: socket.socket) -> None:
-    """Make the sandbox and keep it until its container, a signal, a deletion or its caller's death ends it."""
-    report = making.report
-    sandbox = Sandbox(making.plan, making.share, making.network, making.store, making.steps)
-    # Not start_unix_server(), which from Python 3.13 on looks for the socket by the path that it was bound by
-    # (asyncio/unix_events.py): that went through a descriptor of this process's parent.
+async def _monitor(creation: Creation, listener: socket.socket) -> None:
+    """Create the sandbox, and hold it until the end of its container, a signal, a deletion or its caller's death."""
+    report = creation.report
+    sandbox = Sandbox(creation.plan, creation.share, creation.network, creation.store, creation.steps)
+    # Not start_unix_server(): from Python 3.13 on it opens the path to which the socket is bound
+    # (asyncio/unix_events.py), and this path contains a descriptor of the parent process.
     server = await asyncio.start_server(Service(sandbox).connection, sock=listener)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, sandbox.finished.set)
-    living = asyncio.create_task(_live(making, sandbox))
+    running = asyncio.create_task(_hold(creation, sandbox))
     ends = [asyncio.create_task(end) for end in (_caller_gone(report), sandbox.finished.wait())]
-    await asyncio.wait([living, *ends], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([running, *ends], return_when=asyncio.FIRST_COMPLETED)
     if not report.sent:
-        living.cancel()
+        running.cancel()
     with suppress(asyncio.CancelledError):
-        await living
+        await running
     for end in ends:
         end.cancel()
     if not report.sent:
-        gone = StateError(f"container {making.plan.container.id} was deleted while it was created")
+        gone = StateError(f"container {creation.plan.container.id} was deleted while it was created")
         report.send({"error": gone.to_wire()})
     sandbox.end()
-    await sandbox.leave()
+    await sandbox.restore_functions()
     await sandbox.processes.flush()
     server.close()
 
 
 async def _caller_gone(report: Report) -> None:
-    """Wait until the caller has closed its end, as it does when it is killed."""
+    """Wait until the caller has closed its end, for example because it was killed."""
     report.connection.setblocking(False)
     with suppress(OSError):
         await asyncio.get_running_loop().sock_recv(report.connection, 1)
 
 
 class _EngineLog:
-    """The monitor's log, and the engine's log file. Engines remove its directory when they forget the container."""
+    """The monitor's log and the engine's log file. Engines remove the latter's directory with the container."""
 
     def __init__(self, path: str, form: str) -> None:
         self._path = path
         self._log = Log(path or None, form=form)
 
     def warning(self, text: str) -> None:
-        """Add a warning to both."""
+        """Log a warning in both."""
         print(text, file=sys.stderr)
         self._add(partial(self._log.warning, text))
 
     def error(self, failure: HawseError) -> None:
-        """Add the error for which the sandbox has ended to both."""
+        """Log the error that ended the sandbox in both."""
         print(failure.sentence(), file=sys.stderr)
         self._add(partial(self._log.error, failure.sentence()))
 
@@ -121,70 +121,71 @@ class _EngineLog:
                 entry()
 
 
-async def _live(making: Making, sandbox: Sandbox) -> None:
-    """Acquire everything, report, and hold it until the sandbox is to end; the stack is the undo."""
-    made, steps, notes = making.plan, making.steps, making.notes
+async def _hold(creation: Creation, sandbox: Sandbox) -> None:
+    """Create the sandbox, report the result, and hold it until it must end. The exit stack undoes each step."""
+    plan, steps, notes = creation.plan, creation.steps, creation.notes
     workers = Workers()
-    log = _EngineLog(*made.log_file)
-    making.launched.warn = log.warning
+    log = _EngineLog(*plan.log_file)
+    creation.launched.warn = log.warning
     try:
         async with AsyncExitStack() as undo:
-            machine = await obtain(made.machine, making.launched, making.store.path, undo, steps, notes)
-            # Its children are in the sandbox's cgroup, and the memory of a template has been charged there.
-            leaving = asyncio.create_task(_leave(sandbox))
-            undo.callback(leaving.cancel)
-            work = asyncio.create_task(_furnish(machine, sandbox, steps))
+            machine = await obtain(plan.machine, creation.launched, creation.store.path, undo, steps, notes)
+            # The monitor can leave the sandbox's cgroup now: its children are in it, and it was charged for the
+            # template's memory.
+            entering = asyncio.create_task(_enter_control_cgroup(sandbox))
+            undo.callback(entering.cancel)
+            work = asyncio.create_task(_create_first(machine, sandbox, steps))
             try:
-                await _first(work, machine)
+                await _wait_with_console(work, machine)
             finally:
                 work.cancel()
             steps.save()
-            notes += await leaving
-            workers.give_up_privileges()
-            making.report.send({"created": [*notes, *work.result()]})
+            notes += await entering
+            workers.drop_privileges()
+            creation.report.send({"created": [*notes, *work.result()]})
             machine.failure.add_done_callback(lambda _: sandbox.finished.set())
-            # Not in the event loop, which has a start to answer next.
+            # In a thread, since the event loop must answer a start next.
             loading = asyncio.create_task(asyncio.to_thread(_load_all))
             undo.callback(loading.cancel)
             await sandbox.finished.wait()
-            sandbox.hurry()
+            sandbox.boost()
             if machine.failure.done():
-                failure = _explained(machine)
+                failure = _failure(machine)
                 log.error(failure)
-                sandbox.lose(failure)
+                sandbox.record_failure(failure)
             else:
                 with steps.span(DEVICES, "released"), suppress(TimeoutError):
-                    # A QEMU that does not answer is killed next, which releases its devices as well.
+                    # If QEMU does not answer, it is killed next, which also releases its devices.
                     async with asyncio.timeout(_RELEASE_SECONDS):
                         await hotplug.release(sandbox.claims.plugs, machine.qmp)
             steps.save()
     except HawseError as error:
-        if made.timeline:
-            timeline.write(made.timeline, steps.done, name=made.container.id)
-        making.report.send({"error": error.to_wire()})
+        if plan.timeline:
+            timeline.write(plan.timeline, steps.done, name=plan.container.id)
+        creation.report.send({"error": error.to_wire()})
 
 
 def _load_all() -> None:
-    """Load the modules of hawse that are not loaded yet and may be needed: 10 ms and 300 KiB.
+    """Import the modules that this process may need later, in 10 ms and 300 KiB.
 
-    The installation may be updated while the sandbox runs, and this process would load modules of another version.
+    Otherwise, after an update of the installation, this process would import modules of another version.
     """
     for name in LOADED_LATE:
         importlib.import_module(name)
 
 
-async def _leave(sandbox: Sandbox) -> Notes:
-    """Have the monitor outside its sandbox's share of CPU time; what to warn of."""
+async def _enter_control_cgroup(sandbox: Sandbox) -> Notes:
+    """Move the monitor to the control cgroup, out of the sandbox's CPU limit. Returns warnings."""
     # In a thread: a move between cgroups of version 1 waits for the kernel's RCU.
     process = open_process(os.getpid())
     return [warning(text) for text in await asyncio.to_thread(sandbox.control.enter, [process])]
 
 
-async def _furnish(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
-    """Give the machine its devices and its network, beside its files, which are on their way, then its container."""
+async def _create_first(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
+    """Plug devices and network interfaces, while the share is mounted. Then create the first container."""
     connecting = asyncio.create_task(_connect(machine, sandbox, steps))
     try:
-        if sandbox.plan.container.native:  # whose drivers are among the files
+        if sandbox.plan.container.native:  # their drivers are in the share
             await machine.shared
         with steps.span(DEVICES, "attached"):
             await sandbox.first.begin(machine.qmp, machine.link)
@@ -202,15 +203,15 @@ async def _connect(machine: Machine, sandbox: Sandbox, steps: Steps) -> Notes:
         return await sandbox.nics.plug(machine.qmp, machine.link)
 
 
-async def _first(work: asyncio.Task[Notes], machine: Machine) -> None:
-    """Wait for the work; a machine that ends before it is the better reason, with the last words of its console."""
+async def _wait_with_console(work: asyncio.Task[Notes], machine: Machine) -> None:
+    """Wait for the work. If the VM ends first, its failure is raised, with the tail of its console."""
     try:
-        await settled(work, machine)
+        await result_or_failure(work, machine)
     except HawseError:
         if machine.failure.done():
-            raise _explained(machine) from None
+            raise _failure(machine) from None
         raise
 
 
-def _explained(machine: Machine) -> HawseError:
-    return with_last_words(machine.failure.result(), machine.console.tail())
+def _failure(machine: Machine) -> HawseError:
+    return with_console_tail(machine.failure.result(), machine.console.tail())

@@ -1,12 +1,12 @@
-"""The monitor's process: makes a sandbox from a plan, keeps it until its container has ended, and undoes it.
+"""The monitor's process: creates a sandbox from a plan, holds it until its container has ended, and removes it.
 
 ``python -c "from hawse.monitor.main import main; main()" ROOT ID LISTENER REPORT``: the last two are inherited
-descriptors, of the bound monitor.sock and of a socket to the command line. The plan comes in over REPORT, then one JSON
-line goes out: ``{"created": [[level, text]...]}`` or ``{"error": ...}``. If the command line goes before that,
-everything is undone.
+descriptors, of the bound monitor.sock and of a socket to the command. The monitor reads the plan from REPORT, and
+writes one JSON line: ``{"created": [[level, text]...]}`` or ``{"error": ...}``. If the command ends before that, the
+sandbox is removed.
 
-What is here is on the way of QEMU's start; the rest, :mod:`hawse.monitor.lifecycle` with asyncio and QMP, is loaded
-while QEMU starts.
+This module contains only the steps before QEMU's start. The rest, :mod:`hawse.monitor.lifecycle` with asyncio and QMP,
+is imported while QEMU starts.
 """
 
 from __future__ import annotations
@@ -44,97 +44,102 @@ def main() -> None:
         inherited.set_inheritable(False)
     store = Store(root, name)
     store.lock()
-    # Users of a user namespace look for their root file system through directories that this process makes.
+    # Processes in a user namespace must traverse the directories that this process creates.
     os.umask(0o022)
     lift_limits()
     limit_own_memory()
     loaded = (MONITOR, "ready", process_start(), time.monotonic())
-    made = model.decode(_read_plan(connection))
-    steps = Steps(f"{store.path}/steps.json", [*made.steps, loaded])
+    plan = model.decode(_read_plan(connection))
+    steps = Steps(f"{store.path}/steps.json", [*plan.steps, loaded])
     report = Report(connection)
     try:
-        hold(os.path.dirname(made.machine.shape.kernel))  # until the end of this process
-        with bound(made.container.binds, store, steps):
-            _live(made, store, listener, report, steps)
+        hold(os.path.dirname(plan.machine.shape.kernel))  # until the end of this process
+        with bound(plan.container.binds, store, steps):
+            _run_sandbox(plan, store, listener, report, steps)
     except HawseError as error:
         report.send({"error": error.to_wire()})
         print(error.sentence(), file=sys.stderr)
-    # The kernel releases the lock when this process ends, so that `hawse delete`, which waits for the lock, leaves no
-    # process behind. It ends at once: the interpreter's own clean-up would only keep `hawse delete` waiting.
+    # The kernel releases the lock when this process ends. `hawse delete` waits for the lock, so it leaves no process
+    # behind. _exit() skips the interpreter's clean-up, which would only delay `hawse delete`.
     sys.stderr.flush()
     os._exit(0)
 
 
-def _live(made: model.SandboxPlan, store: Store, listener: socket.socket, report: Report, steps: Steps) -> None:
+def _run_sandbox(plan: model.SandboxPlan, store: Store, listener: socket.socket, report: Report, steps: Steps) -> None:
     notes: Notes = []
-    if made.container.cgroup.path:
+    if plan.container.cgroup.path:
         with steps.span(MONITOR, "in its cgroup"):
-            notes += [warning(text) for text in _enter_cgroup(made, store)]
-    # Here, since a mount namespace can only be left for another by a process of one thread.
+            notes += [warning(text) for text in _enter_cgroup(plan, store)]
+    # Before any thread is started: only a process with one thread can change its mount namespace.
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
-        # Before the share is mounted, which may be below what is shared.
-        sources = bind_sources.open_sources(made.container.shares)
+        # Before the share is mounted, since its root may be below a shared directory.
+        sources = bind_sources.open_sources(plan.container.shares)
         try:
             root = share.ShareRoot(f"{store.path}/share")
-            notes += [warning(text) for text in root.place(store.name, made.container.shares, sources)]
+            notes += [warning(text) for text in root.place(store.name, plan.container.shares, sources)]
         finally:
             bind_sources.close(sources)
-    network = Network(made.container.network, store.path)
+    network = Network(plan.container.network, store.path)
     try:
-        dma_mappings.try_to_raise(plug.dma_entries for plug in made.container.plugs if plug.cold)
-        jail = _jail(made, store, steps, notes)
-        _outlive(made.container.oom_score_adj)
-        launched = begin(made.machine, store.path, steps, notes, jail)
-        notes += _rate(made.container.oom_score_adj, launched.qemu.process.pid)
+        dma_mappings.try_to_raise(plug.dma_entries for plug in plan.container.plugs if plug.cold)
+        jail = _create_jail(plan, store, steps, notes)
+        _lower_oom_score(plan.container.oom_score_adj)
+        launched = begin(plan.machine, store.path, steps, notes, jail)
+        notes += _check_oom_score(plan.container.oom_score_adj, launched.qemu.process.pid)
         with launched.undo:
             network.look()
             with steps.span(MONITOR, "loaded"):
                 from hawse.monitor import lifecycle
-            lifecycle.run(lifecycle.Making(made, launched, root, network, store, report, steps, notes), listener)
+            lifecycle.run(lifecycle.Creation(plan, launched, root, network, store, report, steps, notes), listener)
     finally:
         network.close()
 
 
-def _jail(made: model.SandboxPlan, store: Store, steps: Steps, notes: Notes) -> Jail | None:
-    """QEMU's jail, with the devices that it starts with. None, with a warning, if one is neither possible nor required.
+def _create_jail(plan: model.SandboxPlan, store: Store, steps: Steps, notes: Notes) -> Jail | None:
+    """Create QEMU's jail, with the devices that QEMU starts with. Returns None if the plan has no jail.
 
-    Raises :class:`HostError` if it is required, and :class:`DeviceError`.
+    If the jail cannot be created, raises :class:`HostError` if it is required; else adds a warning and returns None.
+    Raises :class:`DeviceError`.
     """
-    wanted, machine = made.machine.jail, made.machine
-    if wanted is None:
+    jail_plan, machine = plan.machine.jail, plan.machine
+    if jail_plan is None:
         return None
-    with steps.span(QEMU, "jail made"):
+    with steps.span(QEMU, "jail created"):
         try:
             jail = Jail(
-                wanted, f"{store.path}/jail", name=store.name, kernel=machine.shape.kernel, initrd=machine.shape.initrd
+                jail_plan,
+                f"{store.path}/jail",
+                name=store.name,
+                kernel=machine.shape.kernel,
+                initrd=machine.shape.initrd,
             )
         except HostError as error:
-            if wanted.required:
+            if jail_plan.required:
                 raise
             notes.append(warning(f"QEMU is not confined: {error.sentence()}"))
             return None
-        jail.admit_cold(made.container.plugs)
+        jail.admit_cold(plan.container.plugs)
     return jail
 
 
-def _enter_cgroup(made: model.SandboxPlan, store: Store) -> list[str]:
-    """Be in it before there is a child: whatever this process starts, and the memory that it takes, is in it too."""
+def _enter_cgroup(plan: model.SandboxPlan, store: Store) -> list[str]:
+    """Enter the sandbox's cgroup before the first child, so that all children and their memory are in it."""
     from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 
-    cgroup = HostCgroup(made.container.cgroup, store.path)
+    cgroup = HostCgroup(plan.container.cgroup, store.path)
     return cgroup.place(open_process(os.getpid()))
 
 
-def _outlive(score: int) -> None:
-    """Have the kernel kill the virtual machine before this process, which tells of that."""
+def _lower_oom_score(score: int) -> None:
+    """Lower the oom_score_adj, so that the kernel kills the VM before this process, which reports the kill."""
     with suppress(OSError):
         if oom_score.read() > score:
             oom_score.write(score)
 
 
-def _rate(score: int, qemu: int) -> Notes:
-    """What to warn of the value that a child of this process has."""
+def _check_oom_score(score: int, qemu: int) -> Notes:
+    """Check QEMU's oom_score_adj. Returns warnings."""
     try:
         actual = oom_score.read(qemu)
     except OSError:  # it has ended
@@ -143,7 +148,7 @@ def _rate(score: int, qemu: int) -> Notes:
 
 
 def _read_plan(report: socket.socket) -> bytes:
-    """Four bytes of length, then the plan; the caller keeps its end open, since its end is its death."""
+    """Read the plan after four bytes of length. The caller keeps its end open: its close means that the caller died."""
     length = int.from_bytes(_read_exactly(report, 4), "big")
     return _read_exactly(report, length)
 
@@ -153,6 +158,6 @@ def _read_exactly(connection: socket.socket, count: int) -> bytes:
     while len(data) < count:
         piece = connection.recv(count - len(data))
         if not piece:
-            raise SystemExit("the command line ended before it had sent its plan")
+            raise SystemExit("the command ended before it had sent the plan")
         data += piece
     return bytes(data)

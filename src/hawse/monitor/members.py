@@ -1,4 +1,4 @@
-"""The containers of a sandbox, each with everything that was acquired for it."""
+"""The containers of a sandbox, each with its acquired resources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError
 from hawse.host.vfio_functions import give_back, take
-from hawse.monitor.processes.processes import whole
+from hawse.monitor.processes.processes import uninterrupted
 
 if TYPE_CHECKING:
     from hawse.monitor.container import Container
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Member:
-    """A container that has joined the sandbox, or the first one. ``undo`` releases what was acquired for it."""
+    """A container that has joined the sandbox, or the first one. ``undo`` releases its resources."""
 
     def __init__(self, container: Container, store: Store) -> None:
         self.container = container
@@ -35,11 +35,11 @@ class Member:
 
     @property
     def keeps(self) -> bool:
-        """Whether the guest has not released a device of it, or the host's functions are still bound for it."""
+        """Whether the guest has not released a device, or functions of the host are still bound for the container."""
         return self._bound or self.container.keeps_devices
 
     async def create(self, work: Coroutine[Any, Any, Notes]) -> Notes:
-        """Do the work of its creation, which :meth:`cancel_creation` ends; the notes of the work."""
+        """Run the work of the creation, and return its notes. :meth:`cancel_creation` cancels it."""
         self._creation = asyncio.create_task(work)
         return await self._creation
 
@@ -50,26 +50,27 @@ class Member:
             await asyncio.wait((self._creation,))
 
     async def release(self) -> None:
-        """Undo what was done for it: once and to the end. Everybody who calls waits for that and gets its failure."""
+        """Release the container's resources, once and completely. All callers wait for the release and get its
+        error."""
         if self._release is None:
             self._release = asyncio.create_task(self.undo.aclose())
         await asyncio.shield(self._release)
 
     async def bind_functions(self) -> None:
-        """Bind the host's functions of the plan to VFIO drivers. Raises :class:`DeviceError`."""
+        """Bind the plan's functions on the host to VFIO drivers. Raises :class:`DeviceError`."""
         self._bound = True
         if self.container.plan.binds:
-            await whole(asyncio.to_thread(take, self.container.plan.binds, self._store))
+            await uninterrupted(asyncio.to_thread(take, self.container.plan.binds, self._store))
 
     async def restore_functions(self) -> None:
-        """Bind them to their earlier drivers. Raises :class:`DeviceError`; the next call tries again."""
+        """Bind them to their previous drivers. Raises :class:`DeviceError`; the next call tries again."""
         if self._bound:
             await asyncio.to_thread(give_back, self._store)
             self._bound = False
 
 
 class Members:
-    """All containers of a sandbox, by their ids, and those that are deleted but for a device that something keeps."""
+    """All containers of a sandbox by id, and deleted containers with a device that is not released yet."""
 
     def __init__(self, first: Member) -> None:
         self.first = first
@@ -84,23 +85,23 @@ class Members:
 
     @property
     def joined(self) -> list[Member]:
-        """All but the first."""
+        """All containers except the first."""
         return [member for member in self if member is not self.first]
 
     @property
     def with_devices(self) -> list[Member]:
-        """All that may have a device of the guest, deleted ones first."""
+        """All containers that may hold a device in the guest, deleted ones first."""
         return [*self._deleted, *self]
 
     def find(self, name: str) -> Member:
-        """A container. Raises :class:`NotFoundError` in runc's words."""
+        """Find a container. Raises :class:`NotFoundError` with runc's message."""
         try:
             return self._by_name[name]
         except KeyError:
             raise NotFoundError(f"container does not exist: {name[:255]}") from None
 
     def get(self, name: str) -> Container | None:
-        """A container; None for a name that the guest has made up, or whose container was deleted."""
+        """A container; None if the guest has invented the name, or if the container was deleted."""
         member = self._by_name.get(name)
         return member.container if member else None
 
@@ -109,19 +110,19 @@ class Members:
         self._by_name[member.name] = member
 
     def remove(self, member: Member) -> None:
-        """Forget a deleted container, unless something keeps a device of it."""
+        """Forget a deleted container, unless a device of it is not released yet."""
         self._by_name.pop(member.name, None)
         if member.keeps:
             self._deleted.append(member)
 
     def is_deleted(self, name: str) -> bool:
-        """Whether a deleted container of this id has left a device."""
+        """Whether the guest still holds a device of a deleted container with this id."""
         return name not in self._by_name and any(member.name == name for member in self._deleted)
 
     async def release_devices(self, name: str) -> None:
-        """Ask the guest again for the devices of deleted containers of this id, and restore the host's functions.
+        """Retry to unplug the devices of deleted containers with this id, and restore the host's functions.
 
-        Raises :class:`DeviceError` for a device that the guest still keeps.
+        Raises :class:`DeviceError` for a device that the guest still does not release.
         """
         for member in [member for member in self._deleted if member.name == name]:
             await member.container.release_devices()
@@ -129,7 +130,7 @@ class Members:
             self._deleted.remove(member)
 
     async def restore_functions(self) -> None:
-        """The VM has ended: restore all functions of the host. A record of those that fail stays for ``delete``."""
+        """Restore all functions of the host, after the VM's end. Functions that fail stay recorded for ``delete``."""
         for member in self.with_devices:
             with suppress(HawseError):
                 await member.restore_functions()

@@ -1,7 +1,7 @@
-"""Where on the host a pod's virtual machine runs: on the CPUs and memory nodes of its containers together.
+"""Place a pod's VM on the host: on the union of the CPUs and memory nodes of its containers.
 
-A kubelet gives CPUs to containers, and none to a sandbox (pkg/kubelet/cm/cpumanager): without this the virtual machine
-of a pod would run on the CPUs that other pods have to themselves.
+A kubelet assigns CPUs to containers, but not to a sandbox (pkg/kubelet/cm/cpumanager). Without this module the VM would
+also run on CPUs that are exclusive to other pods.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from hawse.linux.topology import last_number
 from hawse.oci.limits.cgroups import HostLimits
 from hawse.oci.limits.cpusets import together
 
-#: CPUs and memory nodes, as lists; "" for all that the cgroup above allows.
+#: Lists of CPUs and memory nodes; "" for all that the parent cgroup allows.
 Lists = tuple[str, str]
 
 
 class Placement:
-    """The lists of the cgroup that holds a pod's virtual machine. ``read``: those of the sandbox, and of each container
-    in it that runs, as they are now."""
+    """The cpuset of the cgroup of a pod's VM. ``read`` returns the current lists of the sandbox, and of each running
+    container in it."""
 
     def __init__(
         self,
@@ -33,27 +33,27 @@ class Placement:
         self._read = read
         self._last = last
         self._lock = asyncio.Lock()
-        self._moved = False
+        self._changed = False
 
-    async def follow(self) -> list[str]:
-        """Set them as the containers have theirs now. Returns warnings.
+    async def update(self) -> list[str]:
+        """Set the lists from those of the containers. Returns warnings.
 
-        Raises :class:`HostError` where they cannot be set: nothing else keeps the virtual machine there.
+        Raises :class:`HostError` if they cannot be set, since nothing else limits the VM to them.
         """
         async with self._lock:
             own, lists = self._read()
-            wanted = self._together(own, list(lists))
-            if wanted == own and not self._moved:
+            target = self._union(own, list(lists))
+            if target == own and not self._changed:
                 return []
-            self._moved = True
-            return await asyncio.to_thread(self._move, wanted)
+            self._changed = True
+            return await asyncio.to_thread(self._set, target)
 
-    def _together(self, own: Lists, lists: list[Lists]) -> Lists:
+    def _union(self, own: Lists, lists: list[Lists]) -> Lists:
         cpus = together(own[0], [cpus for cpus, _ in lists], last=self._last("cpu"))
         return cpus, together(own[1], [mems for _, mems in lists], last=self._last("node"))
 
-    def _move(self, wanted: Lists) -> list[str]:
-        cpus, mems = wanted
+    def _set(self, target: Lists) -> list[str]:
+        cpus, mems = target
         for name, text in (("cpuset.cpus", cpus), ("cpuset.mems", mems)):
             if not text:
                 self._cgroup.inherit(name)

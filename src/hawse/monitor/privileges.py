@@ -1,4 +1,4 @@
-"""The rights that the monitor gives up once its sandbox has been created."""
+"""Drop privileges of the monitor after its sandbox was created."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from concurrent.futures import ThreadPoolExecutor
 
 from hawse.linux import capabilities, processes
 
-#: The capabilities that the monitor keeps, for what comes after the creation: SYS_ADMIN and SYS_CHROOT to enter network
-#: namespaces and to mount the files of containers that join; NET_ADMIN for taps and redirects; CHOWN and MKNOD for
-#: nodes in QEMU's jail; SYS_PTRACE for the namespaces and descriptors of proxies; KILL for QEMU, which is another user;
-#: SYS_MODULE for drivers that a joining container's devices are bound to; DAC_OVERRIDE for files below directories of
-#: other users.
+#: The capabilities that the monitor needs after the creation: SYS_ADMIN and SYS_CHROOT to enter network namespaces and
+#: to mount the files of containers that join; NET_ADMIN for taps and redirects; CHOWN and MKNOD for nodes in QEMU's
+#: jail; SYS_PTRACE for the namespaces and descriptors of proxies; KILL for QEMU, which has another user; SYS_MODULE for
+#: drivers that a joining container's devices are bound to; DAC_OVERRIDE for files below directories of other users.
 KEPT = (
     "CHOWN", "DAC_OVERRIDE", "KILL", "MKNOD", "NET_ADMIN", "SYS_ADMIN", "SYS_CHROOT", "SYS_MODULE", "SYS_PTRACE",
 )  # fmt: skip
 
 
 class Workers:
-    """The threads that the event loop hands blocking work to."""
+    """The threads for blocking work of the event loop."""
 
     def __init__(self) -> None:
-        """To be created in the event loop's thread."""
+        """Create it in the event loop's thread."""
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(thread_name_prefix="monitor")
         self._loop.set_default_executor(self._threads)
 
-    def give_up_privileges(self) -> None:
-        """Keep :data:`KEPT`, and let no program that is started gain more. Raises OSError.
+    def drop_privileges(self) -> None:
+        """Drop all capabilities except :data:`KEPT`, and set no_new_privs. Raises OSError.
 
-        Capabilities belong to a thread. New threads inherit those of the calling one, so the old ones are ended.
+        Capabilities are per thread. New threads inherit them from the calling thread, so the old threads are ended.
         """
         capabilities.keep_only(KEPT)
         processes.give_up_privileges()

@@ -8,14 +8,14 @@ from contextlib import suppress
 
 
 class Report:
-    """The command line that asked for the sandbox: told once how it went."""
+    """The connection to the command that requested the sandbox. It gets one result."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
         self.sent = False
 
     def send(self, message: dict[str, object]) -> None:
-        """Say how it went, once. A caller that is gone is no error here: everything is undone then."""
+        """Send the result, once. A closed connection is ignored: then the sandbox is removed."""
         if self.sent:
             return
         self.sent = True

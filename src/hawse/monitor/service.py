@@ -1,7 +1,7 @@
-"""``monitor.sock``: where the command line and the proxies talk to the monitor, in frames of the link.
+"""``monitor.sock``, with which commands and proxies call the monitor. It uses the link's frames.
 
-The first frame of a connection is a call. ``proxy`` turns the connection into a proxy's; every other call is
-answered once, and the connection ends.
+The first frame of a connection is a call. After the call ``proxy`` the connection belongs to a proxy. Every other call
+gets one answer, and the connection ends.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hawse.plan.model import Attachment, ContainerPlan
 
 
 class Service:
-    """Answers on the listening socket that the command line bound."""
+    """Serves the listening socket that the command bound."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
@@ -76,10 +76,12 @@ class Service:
         except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
             frame = control.encode_error(number, UsageError(f"monitor: {method}: {type(error).__name__}: {error}"))
         except Exception as error:
-            # Nothing else ends the connection (Python 3.11 asyncio/streams.py, connection_made()): without an answer
-            # its other end would wait for ever.
+            # asyncio does not close the connection (Python 3.11 asyncio/streams.py, connection_made()): without an
+            # answer the caller would wait forever.
             traceback.print_exc()
-            failure = VmError(f"monitor: {method}: {type(error).__name__}: {error}", hint="monitor.log shows where")
+            failure = VmError(
+                f"monitor: {method}: {type(error).__name__}: {error}", hint="see the traceback in monitor.log"
+            )
             frame = control.encode_error(number, failure)
         writer.write(frame)
         if ready is not None and done:
@@ -87,7 +89,7 @@ class Service:
         elif ready is not None:
             ready.cancel()
         if self._sandbox.finished.is_set() and method == "delete":
-            # Its caller waits for the end of this connection, which is the end of the monitor.
+            # The caller waits for the end of this connection, when the monitor exits.
             return
         writer.close()
 
@@ -103,7 +105,7 @@ class Service:
         ready.cancel()
 
     async def _unless_gone(self, work: asyncio.Task[object], reader: asyncio.StreamReader) -> None:
-        """Wait for the work; a caller that goes meanwhile has it undone."""
+        """Wait for the work. Cancel it if the caller disconnects first."""
         gone = asyncio.create_task(reader.read(1))
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
@@ -129,7 +131,7 @@ class Service:
 
     async def _create(self, params: Document, caller: processes.Process) -> object:
         """Create one more container. Its shared directories are descriptors of the caller."""
-        # JSON has strings as keys, here the numbers of groups.
+        # JSON has string keys, here for group numbers.
         plan = msgspec.convert(params["plan"], ContainerPlan, str_keys=True)
         sources = params["sources"]
         origins = [msgspec.convert(each["origin"], Origin) for each in sources]

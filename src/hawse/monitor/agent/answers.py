@@ -1,4 +1,4 @@
-"""Answers of the agent, with the bounds of their fields. The guest is hostile: nothing else of an answer is used."""
+"""Answers of the agent, with the bounds of their fields. The guest is hostile: other fields are ignored."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class DeviceFile(Struct, frozen=True):
 
 
 class BoundFunction(Struct, frozen=True):
-    """A function that vfio-pci has: its group and the numbers of the group's node, and the sizes of its six BARs.
+    """A function bound to vfio-pci: its group, the numbers of the group's node, and the sizes of its six BARs.
 
-    A size of 0 is that of a BAR that the guest found no room for. ``file`` and ``iommu``, the numbers of /dev/iommu,
-    are null on a kernel without device files.
+    The size is 0 for a BAR that the guest could not place in a bridge window. ``file`` and ``iommu``, the numbers of
+    /dev/iommu, are null on a kernel without device files.
     """
 
     group: Number
@@ -62,7 +62,7 @@ class BoundFunction(Struct, frozen=True):
 
 
 class NativeNode(Struct, frozen=True):
-    """A node that a driver of the guest has made: its path below /dev, "b" or "c", and its numbers."""
+    """A node that a driver of the guest created: its path below /dev, "b" or "c", and its numbers."""
 
     name: NodeName
     kind: Literal["b", "c"]
@@ -71,7 +71,7 @@ class NativeNode(Struct, frozen=True):
 
 
 class NativeFunction(Struct, frozen=True):
-    """A function that one of the guest's own drivers has: the driver, its network interfaces and its nodes."""
+    """A function bound to a driver of the guest kernel: the driver, its network interfaces and its nodes."""
 
     driver: Name
     interfaces: Annotated[list[Name], Meta(max_length=256)]

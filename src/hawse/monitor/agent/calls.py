@@ -25,7 +25,7 @@ from hawse.monitor.agent.answers import (
     TracedStep,
 )
 
-#: The type of an answer, which is only read.
+#: The type of an answer: covariant, since answers are never modified.
 Answer = TypeVar("Answer", covariant=True)
 
 
@@ -34,9 +34,9 @@ class Call(Struct, Generic[Answer], frozen=True, kw_only=True):
 
 
 class Wake(Call[Clock], frozen=True, kw_only=True):
-    """Reseed the random numbers, set the clock, draw a machine id. Carried out before later calls are looked at.
+    """Reseed the random number generator, set the clock, create a machine id. Later calls are read after it is done.
 
-    ``seed`` has hexadecimal digits; ``time_ns`` is in nanoseconds since the epoch.
+    ``seed`` is hexadecimal; ``time_ns`` is in nanoseconds since the epoch.
     """
 
     seed: str
@@ -44,7 +44,7 @@ class Wake(Call[Clock], frozen=True, kw_only=True):
 
 
 class Settle(Call[None], frozen=True, kw_only=True):
-    """Load everything that a container may need: the VM is about to be saved as a template."""
+    """Load everything that a container may need, before the VM is saved as a template."""
 
 
 class Trace(Call[list[TracedStep]], frozen=True, kw_only=True):
@@ -54,8 +54,9 @@ class Trace(Call[list[TracedStep]], frozen=True, kw_only=True):
 class MountShare(Call[None], frozen=True, kw_only=True):
     """Wait for the share's device, and mount the shared directory.
 
-    ``kind`` is "virtiofs" or "9p". ``protected`` has the host's settings fs.protected_*, by the rest of their names.
-    ``modules`` is a directory of modules for the guest's kernel, "" for none; those named by ``load`` are loaded now.
+    ``kind`` is "virtiofs" or "9p". ``protected`` are the host's values of the sysctls fs.protected_*, by their names
+    without this prefix. ``modules`` is a directory of modules for the guest kernel, "" for none; those named by
+    ``load`` are loaded now.
     """
 
     kind: str
@@ -68,13 +69,13 @@ class MountShare(Call[None], frozen=True, kw_only=True):
 
 
 class LookAtMounts(Call[None], frozen=True, kw_only=True):
-    """Open directories of the share, so that the guest's kernel mounts the file systems that are there."""
+    """Open directories of the share, so that the guest kernel automounts the file systems mounted there on the host."""
 
     paths: list[str]
 
 
 class ForgetMounts(Call[None], frozen=True, kw_only=True):
-    """Unmount what was mounted at and below directories of the share that no container uses any more."""
+    """Unmount the file systems at and below directories of the share that no container uses any more."""
 
     paths: list[str]
 
@@ -87,26 +88,27 @@ class BindVfio(Call[BoundFunction], frozen=True, kw_only=True):
 
 
 class RescanBridge(Call[None], frozen=True, kw_only=True):
-    """Remove the bridge that a function is behind, and rescan: the kernel sizes its windows for what is there now."""
+    """Remove the bridge above a function, and rescan, so that the kernel sizes its windows for its present
+    functions."""
 
     address: str
 
 
 class BindDisk(Call[DeviceNumbers], frozen=True, kw_only=True):
-    """Wait for a virtio-blk function and its disk; the numbers of its node."""
+    """Wait for a virtio-blk function and its disk. The answer is the numbers of the disk's node."""
 
     address: str
     seconds: float
 
 
 class MiscNumbers(Call[list[DeviceNumbers | None]], frozen=True, kw_only=True):
-    """The numbers of misc devices of the guest's kernel, in the order of their names; null for one that is missing."""
+    """Return the numbers of misc devices of the guest kernel, in the order of ``names``; null for a missing device."""
 
     names: list[str]
 
 
 class BindNative(Call[NativeFunction], frozen=True, kw_only=True):
-    """Wait for a function and bind it to the guest's own driver, a module in the container's share."""
+    """Wait for a function and bind it to its driver in the guest, a module in the container's share."""
 
     address: str
     container: str
@@ -121,7 +123,7 @@ class ConfigureNetwork(Call[None], frozen=True, kw_only=True):
 
 
 class SetSysctls(Call[None], frozen=True, kw_only=True):
-    """Set settings of the network, which are those of the whole guest."""
+    """Set network sysctls, which apply to the whole guest."""
 
     values: dict[str, str]
 
@@ -145,9 +147,9 @@ class Connect(Call[None], frozen=True, kw_only=True):
 
 
 class Accept(Call[None], frozen=True, kw_only=True):
-    """Forward the bytes of a connection that ``dial`` or ``query`` announced, as the process of that number.
+    """Forward a connection that ``dial`` or ``query`` announced, over the streams of the number ``process``.
 
-    It ends as one of ``connect`` does.
+    The event ``exit`` follows, as for ``connect``.
     """
 
     process: int
@@ -162,20 +164,20 @@ class Refuse(Call[None], frozen=True, kw_only=True):
 
 
 class Disconnect(Call[None], frozen=True, kw_only=True):
-    """The host's side of a connection is gone."""
+    """Close a connection in the guest: the host has closed its side."""
 
     process: int
 
 
 class ReserveHugepages(Call[None], frozen=True, kw_only=True):
-    """Reserve ``count`` huge pages of ``kib`` KiB each, all or none; release them where ``count`` is below zero."""
+    """Reserve ``count`` huge pages of ``kib`` KiB each, all or none. A negative ``count`` releases pages."""
 
     kib: int
     count: int
 
 
 class ShareHugepages(Call[None], frozen=True, kw_only=True):
-    """Mount a hugetlbfs for all containers that are bound to it. ``uid`` and ``gid`` own its root."""
+    """Mount a hugetlbfs for all containers that bind-mount it. ``uid`` and ``gid`` own its root."""
 
     name: str
     kib: int
@@ -185,7 +187,7 @@ class ShareHugepages(Call[None], frozen=True, kw_only=True):
 
 
 class ShareMemory(Call[None], frozen=True, kw_only=True):
-    """Mount a tmpfs of ``size`` bytes for all containers that are bound to it."""
+    """Mount a tmpfs of ``size`` bytes for all containers that bind-mount it."""
 
     name: str
     size: int
@@ -194,7 +196,7 @@ class ShareMemory(Call[None], frozen=True, kw_only=True):
 class SharedBind(Struct, frozen=True, kw_only=True):
     """A file below a directory that is shared for another mount: the mount's name, the file's path and inode number.
 
-    The agent binds it to /run/hawse/binds/CONTAINER/NAME until crun has bound it.
+    The agent bind-mounts it at /run/hawse/binds/CONTAINER/NAME until crun has mounted it in the container.
     """
 
     name: str
@@ -203,7 +205,7 @@ class SharedBind(Struct, frozen=True, kw_only=True):
 
 
 class GuestSocket(Struct, frozen=True, kw_only=True):
-    """A socket in the guest that stands for one of the host: the mount's name, and the socket's mode and owners.
+    """A socket in the guest that represents a socket of the host: the mount's name, and the socket's mode and owners.
 
     The agent listens at /run/hawse/sockets/CONTAINER/NAME.
     """
@@ -217,10 +219,10 @@ class GuestSocket(Struct, frozen=True, kw_only=True):
 class Create(Call[None], frozen=True, kw_only=True):
     """Create a container; its first process waits for ``start``.
 
-    ``spec`` has the guest's device numbers. ``devices`` is what the container can read of its devices, at
-    /dev/hawse/devices.json. ``joins`` are containers, by the kind of namespace that is joined. ``notify``: the agent
-    serves a socket for notifications, /run/hawse/notify/CONTAINER/notify.sock. ``descriptors`` are the directions of
-    those from 3 on.
+    Device numbers in ``spec`` are the guest's. ``devices`` is the content of /dev/hawse/devices.json in the container.
+    ``joins`` are containers, by the kind of namespace that is joined. ``notify``: the agent serves a socket for
+    notifications, /run/hawse/notify/CONTAINER/notify.sock. ``descriptors`` are the directions of the descriptors from 3
+    on.
     """
 
     container: str
@@ -237,7 +239,7 @@ class Create(Call[None], frozen=True, kw_only=True):
 class LiveNode(Struct, frozen=True, kw_only=True):
     """A device node of a running container: the guest's numbers, and mode and owners in the container.
 
-    A node that is removed is found by its path and its numbers.
+    ``remove_nodes`` identifies a node by its path and its numbers.
     """
 
     path: str
@@ -249,7 +251,7 @@ class LiveNode(Struct, frozen=True, kw_only=True):
 
 
 class AddNodes(Call[None], frozen=True, kw_only=True):
-    """Create nodes in a running container, and allow them in its device cgroup; all or none."""
+    """Create nodes in a running container, and allow them in its device cgroup, all or none."""
 
     container: str
     nodes: list[LiveNode]
@@ -257,9 +259,9 @@ class AddNodes(Call[None], frozen=True, kw_only=True):
 
 
 class RemoveNodes(Call[None], frozen=True, kw_only=True):
-    """Remove nodes from a running container when nobody has the group open; with ``force`` its users are killed.
+    """Remove nodes from a running container if no process has the group open. ``force`` kills these processes.
 
-    ``group`` is the guest's; null for a group that stays, since another container has it.
+    ``group`` is the group's number in the guest; null for a group that stays because another container uses it.
     """
 
     container: str
@@ -277,9 +279,9 @@ class Start(Call[None], frozen=True, kw_only=True):
 
 
 class Exec(Call[None], frozen=True, kw_only=True):
-    """Run `crun exec`, as the process of that number.
+    """Run `crun exec`, with the number ``process``.
 
-    ``spec`` is the specification's process object. ``descriptors`` are the directions of those from 3 on.
+    ``spec`` is the specification's process object. ``descriptors`` are the directions of the descriptors from 3 on.
     """
 
     container: str
@@ -298,7 +300,7 @@ class Signal(Call[None], frozen=True, kw_only=True):
 
 
 class Freeze(Call[None], frozen=True, kw_only=True):
-    """Freeze a container's processes, or let them go on (`crun pause`, `crun resume`)."""
+    """Freeze or thaw a container's processes (`crun pause`, `crun resume`)."""
 
     container: str
     frozen: bool
@@ -312,13 +314,13 @@ class Update(Call[None], frozen=True, kw_only=True):
 
 
 class Statistics(Call[dict[str, str]], frozen=True, kw_only=True):
-    """The files of a container's cgroup, by name."""
+    """Return the files of a container's cgroup, by name."""
 
     container: str
 
 
 class Listing(Call[list[GuestProcess]], frozen=True, kw_only=True):
-    """A container's processes, at most a thousand."""
+    """List a container's processes, at most a thousand."""
 
     container: str
 
@@ -333,7 +335,7 @@ class Resize(Call[None], frozen=True, kw_only=True):
 
 
 class Delete(Call[None], frozen=True, kw_only=True):
-    """End what runs of a container, and remove everything of it."""
+    """Kill a container's processes, and remove the container."""
 
     container: str
 
@@ -343,9 +345,10 @@ CALLS: dict[str, type[Call[Any]]] = {
     re.sub(r"(?<!^)(?=[A-Z])", "_", call.__name__).lower(): call for call in Call.__subclasses__()
 }
 _NAMES = {call: name for name, call in CALLS.items()}
-#: Calls that create a process or a connection: their streams begin with the call.
+#: Calls that create a process or a connection, whose streams begin with the call.
 WITH_STREAMS = tuple(name for name, call in CALLS.items() if "descriptors" in call.__struct_fields__)
-#: What :func:`msgspec.convert` raises for a value of the guest: json reads half of a surrogate pair, which is no text.
+#: Errors of :func:`msgspec.convert` for a value of the guest. json accepts half of a surrogate pair, which cannot be
+#: encoded as text.
 INVALID = (msgspec.ValidationError, UnicodeEncodeError)
 _PATH = re.compile(r" - at `\$\.?(.*)`$")
 
@@ -370,7 +373,7 @@ def parameters(call: Call[Any]) -> Document:
 
 
 def read_answer(call: Call[Answer], answer: object) -> Answer:
-    """The guest's answer, checked. Raises :class:`VmError`: the guest is hostile, and no part of it may be used."""
+    """The guest's answer, checked. Raises :class:`VmError`: the guest is hostile, and an invalid answer is not used."""
     try:
         checked: Answer = msgspec.convert(answer, type=answer_type(type(call)))
     except INVALID as error:
@@ -382,10 +385,10 @@ def read_answer(call: Call[Answer], answer: object) -> Answer:
 
 
 def explain(error: Exception) -> str:
-    """The field that is wrong, and why, from one of :data:`INVALID`."""
+    """The invalid field and the reason, from one of :data:`INVALID`."""
     if isinstance(error, UnicodeEncodeError):
         return "a name or a text is not Unicode"
     text = str(error)
-    where = _PATH.search(text)
-    reason = text[: where.start()] if where else text
-    return printable(f"{where[1]}: {reason}" if where and where[1] else reason)[:200]
+    location = _PATH.search(text)
+    reason = text[: location.start()] if location else text
+    return printable(f"{location[1]}: {reason}" if location and location[1] else reason)[:200]

@@ -1,4 +1,4 @@
-"""Events of the agent, with the bounds of their fields. The guest is hostile: nothing else of an event is used."""
+"""Events of the agent, with the bounds of their fields. The guest is hostile: other fields are ignored."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ class Hello(Struct, frozen=True):
 
 
 class Exit(Struct, frozen=True):
-    """The end of a process, after everything that it wrote; or of both directions of a connection."""
+    """The end of a process, after all of its output; or of both directions of a connection."""
 
     process: int
     code: Annotated[int, Meta(ge=0, le=255)]
 
 
 class Oom(Struct, frozen=True):
-    """How often the guest's kernel has killed in a container since memory was exhausted, before the ``exit``."""
+    """How many processes of a container the guest kernel has killed when memory ran out. Sent before the ``exit``."""
 
     container: str
     kills: Annotated[int, Meta(gt=0, le=2**63 - 1)]
 
 
 class Notify(Struct, frozen=True):
-    """A message of a container's process for its service manager (sd_notify(3))."""
+    """A message of a process in a container to its service manager (sd_notify(3))."""
 
     container: str
     text: Annotated[str, Meta(max_length=MAX_TEXT)]
 
 
 class Dial(Struct, frozen=True):
-    """A connection to a socket that stands for one of the host."""
+    """A new connection to a socket that represents a socket of the host."""
 
     container: str
     socket: str
@@ -53,7 +53,8 @@ class Dial(Struct, frozen=True):
 
 
 class Query(Struct, frozen=True):
-    """A connection to a name server. Over udp it carries one query and its answer, each behind two bytes of length."""
+    """A new connection to a name server. For udp it carries one query and its answer, each after two bytes of
+    length."""
 
     server: str
     transport: Literal["udp", "tcp"]

@@ -1,7 +1,7 @@
-"""The monitor's end of the link: calls to the agent, and the streams of processes passed on to their proxies.
+"""The monitor's end of the link: it calls the agent, and forwards the streams of processes to their proxies.
 
-The guest is hostile. Every frame's length is bounded by the decoder, every stream by its credit, every field used is
-checked for its type; whatever breaks a rule ends the link, and with it the sandbox.
+The guest is hostile. The decoder bounds the length of every frame, and credit bounds every stream. Every field is
+checked for its type before it is used. A protocol violation ends the link, and with it the sandbox.
 """
 
 from __future__ import annotations
@@ -20,23 +20,24 @@ from hawse.link.streams import STREAMS, read_by, written_by
 from hawse.monitor.agent.calls import Answer, Call, name_of, parameters, read_answer
 from hawse.monitor.agent.events import Dial, Event, Exit, Hello, Notify, Oom, Query, read_event
 
-#: Bytes that may wait for the guest to read them. Streams take 256 KiB each at most, answers to name queries 6 MiB.
+#: Maximum bytes that wait until the guest reads them. Streams need 256 KiB each at most, answers to name queries 6 MiB.
 MOST_QUEUED = 64 * 1024 * 1024
-#: While more bytes than this wait, nothing more is read of the guest: its frames are what most others answer.
+#: Above this number of waiting bytes, the monitor stops reading from the guest: most frames to the guest answer one of
+#: its own.
 _HIGH_WATER = 1024 * 1024
 
 
 class Sink(Protocol):
-    """Where a process's frames go: its proxy. ``directions`` are those of the process's descriptors."""
+    """The destination of a process's frames: its proxy. ``directions`` are those of the process's descriptors."""
 
     directions: tuple[str, ...]
 
     def send(self, stream: int, kind: int, payload: bytes) -> None:
-        """Take one frame of a descriptor's stream; never blocks: what it must hold is bounded by the credit."""
+        """Accept one frame of a descriptor's stream. Never blocks: credit bounds the bytes that it buffers."""
 
 
 class Route:
-    """The streams of one process between guest and proxy. Both sides' credit is checked here, nothing is stored."""
+    """The streams of one process between guest and proxy. Checks the credit of both sides, and buffers nothing."""
 
     def __init__(self, link: GuestLink, process: int, sink: Sink) -> None:
         self._link = link
@@ -49,7 +50,7 @@ class Route:
         self._dropped = {number: ReceiveWindow() for number in self._from_guest}
 
     def from_guest(self, stream: int, kind: int, payload: bytes) -> None:
-        """A frame of the agent; raises :class:`LinkError` where it breaks a rule."""
+        """Forward a frame of the agent. Raises :class:`LinkError` for a protocol violation."""
         if kind == CREDIT:
             if stream not in self._to_guest:
                 raise LinkError(f"link: the guest gave credit for stream {stream}")
@@ -57,18 +58,18 @@ class Route:
         elif stream not in self._from_guest or stream in self._ended:
             raise LinkError(f"link: the guest sent data on stream {stream}")
         elif kind == EOF:
-            self._ended.add(stream)  # one alone: no credit bounds how many of these there are
+            self._ended.add(stream)  # only one is allowed: credit does not limit the number of EOF frames
         elif kind == DATA:
             self._from_guest[stream].spend(len(payload))
             if self._discard:
-                # In lumps, as a proxy does: an answer to each small frame would be larger than the frame.
+                # In large steps, as a proxy does: the credit for a small frame would be larger than the frame.
                 if credit := self._dropped[stream].consume(len(payload)):
                     self.from_proxy(stream, CREDIT, encode_credit(credit))
                 return
         self._sink.send(stream, kind, payload)
 
     def from_proxy(self, stream: int, kind: int, payload: bytes) -> None:
-        """A frame of the proxy; raises KeyError for a stream that the process has not, or not in this direction."""
+        """Forward a frame of the proxy. Raises KeyError if the process has no such stream in this direction."""
         if kind == CREDIT:
             self._from_guest[stream].grant(decode_credit(payload))
         else:
@@ -76,7 +77,7 @@ class Route:
         self._link.send(encode(self._process * STREAMS + stream, kind, payload))
 
     def discard(self) -> None:
-        """The proxy is gone: what the process still writes is dropped, so that it can end."""
+        """Drop further output of the process, whose proxy is gone. It still gets credit, so that it can end."""
         self._discard = True
         for stream, window in self._from_guest.items():
             spent = SendWindow().available - window.available
@@ -85,7 +86,7 @@ class Route:
 
 
 class GuestLink:
-    """Calls out, events and streams in."""
+    """Sends calls, and receives answers, events and streams."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -99,7 +100,7 @@ class GuestLink:
         loop = asyncio.get_running_loop()
         self.hello: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[HawseError] = loop.create_future()
-        #: What is to be added to the guest's CLOCK_MONOTONIC for the host's, in seconds.
+        #: The host's CLOCK_MONOTONIC minus the guest's, in seconds.
         self.clock_offset = 0.0
         self.on_exit: Callable[[int, int], None] = lambda _process, _code: None
         self.on_oom: Callable[[str, int], None] = lambda _container, _kills: None
@@ -108,22 +109,23 @@ class GuestLink:
         self.on_query: Callable[[Query], None] = lambda _query: None
 
     async def run(self) -> None:
-        """Serve the link until it ends; the reason becomes the result of ``ended`` and fails every pending call."""
+        """Serve the link until it ends. The reason becomes the result of ``ended`` and the error of every pending
+        call."""
         decoder = Decoder(FROM_GUEST)
         reason: HawseError = VmError("the guest closed the link")
         try:
             while piece := await self._reader.read(MAX_DATA):
                 for frame in decoder.feed(piece):
                     self._dispatch(frame)
-                # The agent's reader waits for nothing, so that a guest which reads its link is never waited for long.
+                # The agent's reader never blocks, so this wait is short unless the guest does not read its link.
                 await self._writer.drain()
         except LinkError as error:
-            reason = LinkError(f"the agent in the guest speaks nonsense: {error.message}")
+            reason = LinkError(f"protocol violation by the guest agent: {error.message}")
         except ConnectionError:
             pass  # ECONNRESET or EPIPE: the guest closed the link while the host was writing to it
         except OSError as error:
-            reason = VmError(f"the link to the guest broke: {error.strerror}")
-        except Exception as error:  # a bug must end the sandbox, not leave it deaf
+            reason = VmError(f"the link to the guest failed: {error.strerror}")
+        except Exception as error:  # a bug must end the sandbox, not leave it without a link
             reason = VmError(f"the monitor cannot serve the link: {type(error).__name__}: {error}")
         if self._overflowed:
             reason = LinkError(f"the guest does not read its link: more than {MOST_QUEUED >> 20} MiB wait for it")
@@ -133,7 +135,8 @@ class GuestLink:
                 call.set_exception(reason)
 
     async def call(self, call: Call[Answer], *, seconds: float) -> Answer:
-        """The answer to a call, checked. Raises what the agent raised, or :class:`VmError` at the deadline."""
+        """Call the agent, and return the checked answer. Raises the agent's error, or :class:`VmError` at the
+        deadline."""
         if self.ended.done():
             raise self.ended.result()
         number = next(self._numbers)
@@ -149,17 +152,17 @@ class GuestLink:
             del self._calls[number]
 
     def route(self, process: int, sink: Sink) -> Route:
-        """Pass the streams of a process, which the agent is about to be asked for, on to ``sink``."""
+        """Forward the streams of a process to ``sink``. Called before the agent is asked to create the process."""
         self._newest = max(self._newest, process)
         route = self._routes[process] = Route(self, process, sink)
         return route
 
     def forget(self, process: int) -> None:
-        """The process has ended; what the guest still sends for it is dropped."""
+        """Forget a process that has ended. Further frames of the guest for it are dropped."""
         self._routes.pop(process, None)
 
     def send(self, frame: bytes) -> None:
-        """Queue a frame. A guest that does not read, and of which so much is asked, ends its link."""
+        """Queue a frame. The link ends if more than :data:`MOST_QUEUED` bytes wait for the guest."""
         if self._writer.is_closing():
             return
         self._writer.write(frame)
@@ -173,7 +176,7 @@ class GuestLink:
             number, result, error = control.decode_reply(payload)
             answer = self._calls.get(number)
             if answer is None or answer.done():
-                return  # too late, or never asked for
+                return  # the call has timed out, or did not exist
             if error is None:
                 answer.set_result(result)
             else:

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable
 
-#: systemd takes no more bytes at once (src/core/manager.c, NOTIFY_BUFFER_MAX).
+#: The maximum size of a message for systemd, in bytes (src/core/manager.c, NOTIFY_BUFFER_MAX).
 MAX_TEXT = 4096
 #: The agent sends 20 messages a second. Messages above this rate or burst are dropped.
 _A_SECOND, _AT_ONCE = 40, 64
@@ -29,14 +29,14 @@ _READY = "READY=1"
 
 
 def checked(text: str, *, now_usec: int) -> str:
-    """The assignments that are passed on, one per line; "" if there are none. Pure.
+    """Filter a notification: the permitted assignments, one per line; "" if all were dropped. Pure.
 
     MONOTONIC_USEC, the time of a reload, becomes ``now_usec``: systemd compares it with the host's clock.
     """
-    found: dict[str, str] = {}
+    permitted: dict[str, str] = {}
     for line in text[:MAX_TEXT].split("\n"):
         key, equals, value = line.partition("=")
-        if not equals or key in found or key not in _PASSED or not re.fullmatch(_PASSED[key], value, re.ASCII):
+        if not equals or key in permitted or key not in _PASSED or not re.fullmatch(_PASSED[key], value, re.ASCII):
             continue
         if _PASSED[key] == _NUMBER and int(value) > _MAX_UINT64:
             continue
@@ -44,22 +44,22 @@ def checked(text: str, *, now_usec: int) -> str:
             value = str(now_usec)
         elif key == "STATUS":
             value = "".join(c for c in value if c.isprintable())
-        found[key] = value
-    return "\n".join(f"{key}={value}" for key, value in found.items())
+        permitted[key] = value
+    return "\n".join(f"{key}={value}" for key, value in permitted.items())
 
 
 class Notices:
     """The notifications of one container. ``clock`` returns seconds of CLOCK_MONOTONIC."""
 
     def __init__(self, send: Callable[[str], None], *, clock: Callable[[], float] = time.monotonic) -> None:
-        """``send`` is called with each notification that is passed on and that nobody awaits."""
+        """``send`` is called with each notification, except those that :meth:`await_ready` returns."""
         self._send = send
         self._clock = clock
         self._left, self._since = float(_AT_ONCE), clock()
         self._awaited: list[asyncio.Future[str]] = []
 
-    def take(self, text: str) -> None:
-        """Handle a notification from the guest."""
+    def handle(self, text: str) -> None:
+        """Check a notification from the guest, and pass it on."""
         now = self._clock()
         self._left = min(_AT_ONCE, self._left + (now - self._since) * _A_SECOND)
         self._since = now
@@ -75,7 +75,7 @@ class Notices:
     def await_ready(self) -> asyncio.Future[str]:
         """The next notification with READY=1, which is then not sent; "" if the container ends first.
 
-        `start` reports it itself (runc start.go). If the future is cancelled, the notification is sent as any other.
+        `start` reports it itself (runc start.go). If the future is cancelled, the notification is sent like any other.
         """
         self._awaited.append(asyncio.get_running_loop().create_future())
         return self._awaited[-1]
@@ -85,7 +85,7 @@ class Notices:
         self._answer("")
 
     def _answer(self, notice: str) -> bool:
-        """Resolve the futures; False if there are none."""
+        """Resolve the pending futures. Returns False if no future is pending."""
         waiting = [future for future in self._awaited if not future.done()]
         self._awaited.clear()
         for future in waiting:

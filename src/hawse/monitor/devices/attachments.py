@@ -1,4 +1,4 @@
-"""The VFIO groups that a container has: those of its plan, and those attached later."""
+"""The VFIO groups of a container: those of its plan, and those attached later."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _CALL_SECONDS = 60.0
 
 
 class Attachments:
-    """What is plugged, and the two ways to change it; one change at a time."""
+    """The plugged devices of a container. Attaching and detaching are serialized by a lock."""
 
     def __init__(self, plan: ContainerPlan, claims: Claims, *, seconds: float) -> None:
-        """Raises :class:`StateError` where a port of the plan is taken by now, or a group of it there or gone."""
+        """Raises :class:`StateError` if a port of the plan was taken meanwhile, or a group was attached or detached."""
         self.plugs: list[PlugStep] = list(plan.plugs)
         self._container = plan.id
         self._seconds = seconds
@@ -45,7 +45,7 @@ class Attachments:
         claims.claim(self.plugs, owner=plan.id)
 
     async def begin(self, qmp: Qmp, link: GuestLink) -> None:
-        """Attach what the plan has. Raises :class:`DeviceError` naming the device."""
+        """Attach the devices of the plan. Raises :class:`DeviceError` naming the device."""
         async with self._lock:
             self._machine = qmp, link
             native = [plug for plug in self.plugs if plug.group in self._rights]
@@ -62,83 +62,88 @@ class Attachments:
 
     @property
     def annotations(self) -> dict[str, str]:
-        """What the state says of functions that the guest's own drivers have."""
+        """The state's annotation of functions that are bound to drivers of the guest kernel."""
         return annotation(self.plugs, self._natives)
 
     @property
     def wants_files(self) -> bool:
-        """Whether the container has asked for /dev/iommu, and so gets the device files of what is attached later."""
+        """Whether the plan has /dev/iommu: then the container also gets the device files of functions attached
+        later."""
         return any(node.is_file and node.host_group is None for node in self._nodes)
 
-    def seen(self) -> list[Document]:
-        """Which function is which in the guest."""
+    def state_entries(self) -> list[Document]:
+        """The state's entry for each function, with its address in the guest."""
         return device_map(self.plugs, self._nodes, self._groups, self._files, self._natives)
 
-    def furnish(self, spec: Document) -> Document:
-        """The specification with nodes of functions that the guest's own drivers have."""
+    def add_native_nodes(self, spec: Document) -> Document:
+        """The specification with the nodes of functions that are bound to drivers of the guest kernel."""
         return with_nodes(spec, self.plugs, self._natives, self._rights) if self._natives else spec
 
     def guest_nodes(self) -> list[VfioNode]:
-        """The nodes that the container is created with, with their places in the guest."""
+        """The nodes of the plan, with their paths and numbers in the guest."""
         return locate(self._nodes, self._groups, self._files)
 
-    async def attach(self, wanted: Attachment) -> list[Document]:
-        """Give the container one group more; its entries of :meth:`seen`.
+    async def attach(self, attachment: Attachment) -> list[Document]:
+        """Attach one more group. Returns its entries of :meth:`state_entries`.
 
-        Raises :class:`DeviceError` or :class:`StateError`, after what was plugged has been taken out again.
+        Raises :class:`DeviceError` or :class:`StateError`, after the plugged functions have been unplugged.
         """
         async with self._lock:
-            qmp, link = self._ends()
-            group = wanted.plugs[0].group
+            qmp, link = self._qmp_and_link()
+            group = attachment.plugs[0].group
             if group in self._groups:
                 raise StateError(f"group {group} is attached already")
             self._refuse_native()
             await self._unplug(self._kept, qmp)
-            self._claims.claim(wanted.plugs, owner=self._container)
+            self._claims.claim(attachment.plugs, owner=self._container)
             try:
-                groups, files = await hotplug.attach(wanted.plugs, qmp, link, seconds=self._seconds)
+                groups, files = await hotplug.attach(attachment.plugs, qmp, link, seconds=self._seconds)
             except HawseError:
-                await self._withdraw(wanted, qmp)
+                await self._roll_back(attachment, qmp)
                 raise
             before = self.plugs, self._nodes, self._groups, self._files
-            self.plugs = [*self.plugs, *wanted.plugs]
-            self._nodes = [*self._nodes, *(node for node in wanted.nodes if node not in self._nodes)]
+            self.plugs = [*self.plugs, *attachment.plugs]
+            self._nodes = [*self._nodes, *(node for node in attachment.nodes if node not in self._nodes)]
             self._groups, self._files = self._groups | groups, self._files | files
             try:
-                call = AddNodes(container=self._container, nodes=self._new_nodes(wanted), devices=self.seen())
+                call = AddNodes(
+                    container=self._container, nodes=self._new_nodes(attachment), devices=self.state_entries()
+                )
                 await link.call(call, seconds=_CALL_SECONDS + self._seconds)
             except HawseError:
                 self.plugs, self._nodes, self._groups, self._files = before
-                await self._withdraw(wanted, qmp)
+                await self._roll_back(attachment, qmp)
                 raise
-            return [entry for entry in self.seen() if entry["host"]["group"] == group]
+            return [entry for entry in self.state_entries() if entry["host"]["group"] == group]
 
     async def detach(self, group: int, *, force: bool) -> None:
-        """Take a group from the container and from the machine. Raises :class:`DeviceError` where it is in use."""
+        """Remove a group from the container and from the VM. Raises :class:`DeviceError` if it is in use."""
         async with self._lock:
-            qmp, link = self._ends()
+            qmp, link = self._qmp_and_link()
             self._refuse_native()
             if group not in self._groups:
-                raise NotFoundError(f"group {group} is not attached", hint=f"attached: {self._names() or 'none'}")
+                raise NotFoundError(
+                    f"group {group} is not attached", hint=f"attached: {self._group_numbers() or 'none'}"
+                )
             plugs = [plug for plug in self.plugs if plug.group == group]
             rest = device_map([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files, {})
-            with self._claims.alone(plugs, owner=self._container) as alone:
+            with self._claims.exclusive(plugs, owner=self._container) as exclusive:
                 call = RemoveNodes(
                     container=self._container,
                     nodes=[_live(place, 0, 0, 0) for place in self._places(plugs)],
-                    # What another container has stays in the machine, whoever uses it.
-                    group=self._groups[group].number if alone else None,
+                    # A group of another container stays in the VM, even if this container's processes use it.
+                    group=self._groups[group].number if exclusive else None,
                     force=force,
                     seconds=self._seconds,
                     devices=rest,
                 )
                 await link.call(call, seconds=_CALL_SECONDS + self._seconds)
-                left = await hotplug.unplug(alone, qmp, seconds=self._seconds)
+                left = await hotplug.unplug(exclusive, qmp, seconds=self._seconds)
                 if left:
                     raise DeviceError(
-                        f"{', '.join(plug.label for plug in left)} of group {group}: the guest does not let go of it "
-                        f"within {self._seconds:g} s; its nodes are gone from the container",
-                        hint="try again, or end the container: the end of its virtual machine gives every device back",
+                        f"{', '.join(plug.label for plug in left)} of group {group}: the guest does not release "
+                        f"it within {self._seconds:g} s; its nodes were removed from the container",
+                        hint="try again, or end the container: its devices are released when its virtual machine ends",
                     )
                 self._claims.release(plugs, owner=self._container)
             self.plugs = [plug for plug in self.plugs if plug.group != group]
@@ -147,26 +152,29 @@ class Attachments:
             self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
 
     async def end(self) -> None:
-        """Take what is this container's alone out of the machine, after its end; again what the guest kept before.
+        """Unplug the functions that only this container uses, after its end. Retries those that the guest did not
+        release.
 
-        Raises :class:`DeviceError` for what stays.
+        Raises :class:`DeviceError` for those that the guest still does not release.
         """
         async with self._lock:
             if self._machine is None:
-                self.disclaim()
+                self.release_claims()
             else:
                 await self._unplug([*self.plugs, *self._kept], self._machine[0])
             self.plugs, self._groups = [], {}
         if self._kept:
             kept = ", ".join(f"{plug.label} of group {plug.group}" for plug in self._kept)
             raise DeviceError(
-                f"{kept}: the guest does not let go of it within {self._seconds:g} s",
-                hint="the end of the sandbox's virtual machine gives every device back",
+                f"{kept}: the guest does not release it within {self._seconds:g} s",
+                hint="every device is released when the sandbox's virtual machine ends",
             )
 
-    async def ask_again(self, groups: Collection[int]) -> None:
-        """Unplug what the guest kept before of these groups, which another container is to have. What it still keeps
-        is refused by :meth:`Claims.claim`."""
+    async def retry_unplug(self, groups: Collection[int]) -> None:
+        """Retry to unplug functions of these groups that the guest has not released: another container needs them.
+
+        :meth:`Claims.claim` refuses those that the guest still does not release.
+        """
         if any(plug.group in groups for plug in self._kept):
             async with self._lock:
                 kept = [plug for plug in self._kept if plug.group in groups]
@@ -176,44 +184,46 @@ class Attachments:
 
     @property
     def keeps(self) -> bool:
-        """Whether the guest has not released something after :meth:`end`."""
+        """Whether the guest has not released a device after :meth:`end`."""
         return bool(self._kept)
 
-    def disclaim(self) -> None:
-        """Nothing of the plan was plugged, or :meth:`end` has been called: others can have its groups and ports."""
+    def release_claims(self) -> None:
+        """Release groups and ports for other containers, before the first plug or after :meth:`end`."""
         self._claims.release(self.plugs, owner=self._container)
 
-    async def _withdraw(self, wanted: Attachment, qmp: Qmp) -> None:
-        """Take out what was plugged of an attachment that failed; what stays is asked for again by :meth:`end`."""
+    async def _roll_back(self, attachment: Attachment, qmp: Qmp) -> None:
+        """Unplug the functions of an attachment that failed. :meth:`end` retries those that the guest does not
+        release."""
         with suppress(HawseError):
-            await self._unplug(wanted.plugs, qmp)
+            await self._unplug(attachment.plugs, qmp)
 
     async def _unplug(self, plugs: Sequence[PlugStep], qmp: Qmp) -> None:
-        """Take out those that nobody else has, and release all but those that the guest keeps."""
-        with self._claims.alone(plugs, owner=self._container) as alone:
-            left = alone
+        """Unplug the functions that no other container uses, and release all claims except on those that the guest
+        keeps."""
+        with self._claims.exclusive(plugs, owner=self._container) as exclusive:
+            left = exclusive
             try:
-                left = await hotplug.unplug(alone, qmp, seconds=self._seconds)
+                left = await hotplug.unplug(exclusive, qmp, seconds=self._seconds)
             finally:
                 self._claims.release(plugs, left, owner=self._container)
                 self._kept = [*(plug for plug in self._kept if plug not in plugs), *left]
 
-    def _new_nodes(self, wanted: Attachment) -> list[LiveNode]:
-        places = self._places(wanted.plugs)
+    def _new_nodes(self, attachment: Attachment) -> list[LiveNode]:
+        places = self._places(attachment.plugs)
         if self.wants_files and "" in self._files:
             places.insert(0, self._files[""])
         vfio = container_node()
         return [
             _live(Place(vfio.path, vfio.major, vfio.minor), 0o666, 0, 0),
-            *(_live(place, wanted.mode, wanted.uid, wanted.gid) for place in places),
+            *(_live(place, attachment.mode, attachment.uid, attachment.gid) for place in places),
         ]
 
     def _places(self, plugs: Sequence[PlugStep]) -> list[Place]:
-        """Path and numbers of every node of these functions, each once."""
-        found = (place for plug in plugs for place in places(plug, self._nodes, self._groups, self._files))
-        return list(dict.fromkeys(found))
+        """Paths and numbers of the nodes of these functions, without duplicates."""
+        node_places = (place for plug in plugs for place in places(plug, self._nodes, self._groups, self._files))
+        return list(dict.fromkeys(node_places))
 
-    def _ends(self) -> tuple[Qmp, GuestLink]:
+    def _qmp_and_link(self) -> tuple[Qmp, GuestLink]:
         if self._machine is None:
             raise StateError(f"container {self._container} is still being created")
         return self._machine
@@ -221,11 +231,12 @@ class Attachments:
     def _refuse_native(self) -> None:
         if self._rights:
             raise StateError(
-                f"the devices of {self._container} are the guest kernel's own, which come and go with the container",
-                hint="name them when it is created; in the mode vfio groups can be attached and detached",
+                f"the devices of {self._container} are bound to drivers of the guest kernel: none can be attached or "
+                "detached while the container runs",
+                hint="name them when the container is created, or use the mode vfio",
             )
 
-    def _names(self) -> str:
+    def _group_numbers(self) -> str:
         return ", ".join(map(str, sorted(self._groups)))
 
 

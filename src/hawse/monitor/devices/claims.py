@@ -1,8 +1,8 @@
-"""What of a machine is given to its containers: each port to one group at a time, and a group to who asks for it.
+"""The ports and groups of a VM that its containers have claimed. A port holds one group at a time.
 
-A group may be several containers', as under runc, where the first that opens it has it: an init container of a pod has
-ended, and is still there, when the next one with the same device is made. What they share is plugged once, and goes
-with the last of them.
+Several containers may claim the same group, as under runc, where the first that opens it gets it: an init container of
+a pod has ended, but is not deleted yet, when the next container with the same device is created. A shared group is
+plugged once, and unplugged with its last container.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hawse.vm.ports import Port
 
 
 class Claims:
-    """One for a machine; only read and changed in the monitor's event loop. An ``owner`` is a container's id."""
+    """The claims of one VM, accessed only in the monitor's event loop. An ``owner`` is a container's id."""
 
     def __init__(self, ports: Sequence[Port]) -> None:
         self._ports = list(ports)
@@ -24,39 +24,39 @@ class Claims:
         self._owners: dict[str, set[str]] = {}
         self._leaving: set[str] = set()
         self._kept: set[str] = set()  # functions that the guest has not released
-        self._lost: set[str] = set()  # ports that are something else's
+        self._reserved: set[str] = set()  # ports of disks and network interfaces
 
     @property
     def plugs(self) -> list[PlugStep]:
-        """All functions that are plugged, or are being plugged; without those that the guest does not release."""
+        """All functions that are plugged or being plugged, except those that the guest does not release."""
         return [plug for name, plug in self._plugs.items() if name not in self._kept]
 
     @property
-    def to_share(self) -> list[PlugStep]:
-        """Those that another container can have, too."""
+    def shareable(self) -> list[PlugStep]:
+        """The functions that another container can claim as well."""
         return [plug for plug in self.plugs if plug.device not in self._leaving]
 
     @property
     def spares(self) -> list[Port]:
-        """The ports that are free."""
-        taken = self._lost | {plug.bus for plug in self._plugs.values()}
+        """The free ports."""
+        taken = self._reserved | {plug.bus for plug in self._plugs.values()}
         return [port for port in self._ports if port.takes_at not in taken]
 
     def take_port(self) -> Port | None:
-        """A port that is free, and from now on something else's; None when there is none."""
+        """Reserve a free port for a disk or network interface. Returns None if no port is free."""
         plain = [port for port in self.spares if not port.bridge]
-        # Large windows and those of I/O are worth keeping for groups.
+        # The smallest: groups may need large windows and I/O windows.
         port = min(plain, key=lambda port: (port.prefetchable, port.memory, port.io), default=None)
         if port is not None:
-            self._lost.add(port.takes_at)
+            self._reserved.add(port.takes_at)
         return port
 
     def return_port(self, port: Port) -> None:
-        """A port of :meth:`take_port` is free again."""
-        self._lost.discard(port.takes_at)
+        """Release a port of :meth:`take_port`."""
+        self._reserved.discard(port.takes_at)
 
     def claim(self, plugs: Sequence[PlugStep], *, owner: str) -> None:
-        """Take ports and groups for these functions. Raises :class:`StateError`, with nothing taken."""
+        """Claim the ports and groups of these functions. If it raises :class:`StateError`, nothing is claimed."""
         new = [plug for plug in plugs if not plug.shared]
         groups = {plug.group for plug in self._plugs.values()}
         for plug in new:
@@ -64,11 +64,11 @@ class Claims:
             if plug.group in groups:
                 raise StateError(
                     f"group {plug.group} is attached to the same virtual machine already",
-                    hint="try again: what came meanwhile is shared then",
+                    hint="try again: the container then shares it",
                 )
-        there = {plug.device: (plug.group, plug.guest_address) for plug in self.to_share}
+        present = {plug.device: (plug.group, plug.guest_address) for plug in self.shareable}
         for plug in plugs:
-            if plug.shared and there.get(plug.device) != (plug.group, plug.guest_address):
+            if plug.shared and present.get(plug.device) != (plug.group, plug.guest_address):
                 gone = f"group {plug.group} was detached from the virtual machine meanwhile"
                 raise StateError(gone, hint="try again")
         if not {plug.bus for plug in new} <= {port.takes_at for port in self.spares}:
@@ -78,20 +78,22 @@ class Claims:
             self._owners.setdefault(plug.device, set()).add(owner)
 
     @contextmanager
-    def alone(self, plugs: Sequence[PlugStep], *, owner: str) -> Iterator[list[PlugStep]]:
-        """Those of the functions that nobody else has, nor can have during the block, which unplugs them."""
-        found = [plug for plug in plugs if self._owners.get(plug.device) == {owner}]
-        self._leaving |= {plug.device for plug in found}
+    def exclusive(self, plugs: Sequence[PlugStep], *, owner: str) -> Iterator[list[PlugStep]]:
+        """The functions that only this owner has claimed. Others cannot claim them during the block, which unplugs
+        them."""
+        exclusive = [plug for plug in plugs if self._owners.get(plug.device) == {owner}]
+        self._leaving |= {plug.device for plug in exclusive}
         try:
-            yield found
+            yield exclusive
         finally:
-            self._leaving -= {plug.device for plug in found}
+            self._leaving -= {plug.device for plug in exclusive}
 
     def release(self, plugs: Sequence[PlugStep], left: Sequence[PlugStep] = (), *, owner: str) -> None:
-        """Functions are gone, as far as nobody else has them.
+        """Release the owner's claims on these functions. Functions without an owner are forgotten.
 
-        ``left``: those that the guest has not released. They and their ports stay the owner's, and nobody else can have
-        them, until they are released without being in ``left``. What is not the owner's any more stays as it is.
+        ``left`` are functions that the guest has not released. The owner keeps them and their ports, and no other
+        container can claim them, until a call without them in ``left``. Functions that the owner has not claimed are
+        ignored.
         """
         self._kept |= {plug.device for plug in left}
         for plug in plugs:
@@ -108,6 +110,6 @@ class Claims:
                 owners = ", ".join(sorted(self._owners[name]))
                 raise StateError(
                     f"group {group}: the guest has not released it after container {owners}",
-                    hint="try again: each attempt asks the guest again; the end of the sandbox's virtual machine gives "
-                    "every device back",
+                    hint="try again: each attempt asks the guest again; every device is released when the sandbox's "
+                    "virtual machine ends",
                 )

@@ -1,4 +1,4 @@
-"""Which function of the host is which in the guest: for ``hawse state``, and for programs in the container. Pure."""
+"""The mapping from functions of the host to the guest, for ``hawse state`` and for programs in the container. Pure."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Place(NamedTuple):
 
 
 Groups = dict[int, GuestGroup]
-"""The guest's groups, by the host's number of each."""
+"""The guest's groups, by the group's number on the host."""
 Files = dict[str, Place]
-"""The guest's device file of a function, by QEMU's id of it, and /dev/iommu, by ""; empty if the guest has none."""
+"""The guest's device files by the function's QEMU id, and /dev/iommu by ""; empty if the guest has no device files."""
 
 
 def locate(nodes: Iterable[VfioNode], groups: Mapping[int, GuestGroup], files: Mapping[str, Place]) -> list[VfioNode]:
-    """The nodes with their places in the guest."""
+    """The nodes with their paths and numbers in the guest."""
     located = []
     for node in nodes:
         group = None if node.host_group is None else groups[node.host_group]
@@ -62,8 +62,9 @@ def device_map(
 ) -> list[Document]:
     """An entry for each function: its address and group on the host and in the guest, and its nodes.
 
-    ``natives`` are functions that the guest's own drivers have, by QEMU's id: they are in no group there, and have
-    ``driver`` and ``interfaces``. ``note`` is present where the guest's address is not the host's, and says why.
+    ``natives`` are functions bound to drivers of the guest kernel, by QEMU's id. Their entries have ``driver`` and
+    ``interfaces``, and no group in the guest. ``note`` is the reason why the address in the guest differs from the
+    host's.
     """
     entries = []
     for plug in plugs:
@@ -86,19 +87,19 @@ def places(
     groups: Mapping[int, GuestGroup],
     files: Mapping[str, Place],
 ) -> list[Place]:
-    """The nodes of a function in the container: its group's, and its device file where that was asked for.
+    """The nodes of a function in the container: its group's node, and its device file if the plan has it.
 
-    Each is at the guest's path, and at the path that was asked for unless the guest has another node there.
+    Each node is at the guest's path, and at the path in the specification unless another node is there in the guest.
     """
     group = groups[plug.group]
     taken = {f"/dev/vfio/{other.number}" for other in groups.values()}
     taken |= {files[node.device].path for node in nodes if node.device in files}
-    asked = [node.path for node in nodes if node.host_group == plug.group and not node.is_file]
-    paths = [f"/dev/vfio/{group.number}", *(path for path in asked if path not in taken)]
-    found = [Place(path, group.major, group.minor) for path in paths]
+    requested = [node.path for node in nodes if node.host_group == plug.group and not node.is_file]
+    paths = [f"/dev/vfio/{group.number}", *(path for path in requested if path not in taken)]
+    result = [Place(path, group.major, group.minor) for path in paths]
     file = files.get(plug.device)
-    asked = [node.path for node in nodes if node.is_file and node.device == plug.device]
-    if file and asked:
-        paths = [file.path, *(path for path in asked if path not in taken)]
-        found += [Place(path, file.major, file.minor) for path in paths]
-    return found
+    requested = [node.path for node in nodes if node.is_file and node.device == plug.device]
+    if file and requested:
+        paths = [file.path, *(path for path in requested if path not in taken)]
+        result += [Place(path, file.major, file.minor) for path in paths]
+    return result

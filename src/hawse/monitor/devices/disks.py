@@ -1,7 +1,7 @@
 """Block devices of the host in the virtual machine: each is plugged once, for all containers of the sandbox.
 
-A device that one container only reads and another writes has one copy in the guest's page cache that way, as it has on
-a host. Only where it was plugged read-only and a later container writes to it, it is plugged once more.
+So a device that one container reads and another writes is in the guest's page cache once, as on a host. A device that
+was plugged read-only is plugged a second time for a later container that writes to it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hawse.monitor.agent.guest_link import GuestLink
     from hawse.vm.qmp import Qmp
 
-#: Sets of descriptors below are those of emulated disks, by their PCI addresses (hawse.vm.arguments).
+#: Lower fd set numbers belong to emulated disks, by their PCI addresses (hawse.vm.arguments).
 _FIRST_SET = 1 << 16
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
@@ -49,14 +49,14 @@ class _Plugged:
 
 
 class Disks:
-    """Those of one virtual machine, in the monitor's event loop. An ``owner`` is a container's id.
+    """The block devices of one VM, in the monitor's event loop. An ``owner`` is a container's id.
 
     A disk that the guest does not release stays on record with its port and its last owner: each :meth:`detach` of the
-    owner asks the guest again. No other container is given it, since the guest may release it at any moment.
+    owner asks the guest again. No other container can use it, since the guest may release it at any moment.
     """
 
     def __init__(self, claims: Claims, *, seconds: float, open_device: Callable[..., int] = open_device) -> None:
-        """``seconds``: what a device may take in the guest."""
+        """``seconds``: the timeout of a device in the guest."""
         self._claims = claims
         self._seconds = seconds
         self._open = open_device
@@ -66,30 +66,31 @@ class Disks:
 
     @property
     def plugged(self) -> list[DiskPlan]:
-        """Those that containers can share."""
+        """The disks that containers can share."""
         return [disk.plan for disk in self._plugged if not disk.kept]
 
     def keeps(self, owner: str) -> bool:
         """Whether the guest has not released a disk of this container, which has been detached."""
         return any(disk.kept and owner in disk.owners for disk in self._plugged)
 
-    async def attach(self, wanted: Sequence[DiskPlan], *, owner: str, qmp: Qmp, link: GuestLink) -> Places:
-        """Plug those that are not there; where the guest has each.
+    async def attach(self, plans: Sequence[DiskPlan], *, owner: str, qmp: Qmp, link: GuestLink) -> Places:
+        """Plug the disks that are not plugged yet. Returns the guest's numbers of each.
 
-        Raises :class:`DeviceError` naming the device; :meth:`detach` then takes out what came before it.
+        Raises :class:`DeviceError` naming the device. :meth:`detach` then unplugs the disks before it.
         """
         async with self._lock:
             places: Places = {}
-            for plan in wanted:
+            for plan in plans:
                 await self._refuse_kept(plan, qmp)
-                found = next((disk for disk in self._plugged if serves(disk.plan, plan)), None)
-                disk = found or await self._plug(plan, qmp, link, owner=owner)
+                plugged = next((disk for disk in self._plugged if serves(disk.plan, plan)), None)
+                disk = plugged or await self._plug(plan, qmp, link, owner=owner)
                 disk.owners.add(owner)
                 places[plan.major, plan.minor] = disk.place
             return places
 
     async def detach(self, *, owner: str, qmp: Qmp) -> None:
-        """Take out what only the owner has. Raises :class:`DeviceError` for what the guest keeps, each time."""
+        """Unplug the disks that only this owner uses. Each call raises :class:`DeviceError` for those the guest
+        keeps."""
         async with self._lock:
             unused = [disk for disk in self._plugged if disk.owners == {owner}]
             left = [disk.step.label for disk in unused if not await self._unplug(disk, qmp)]
@@ -98,17 +99,17 @@ class Disks:
                     disk.owners.discard(owner)
         if left:
             raise DeviceError(
-                f"{', '.join(left)}: the guest does not let go of it within {self._seconds:g} s",
-                hint="the end of the sandbox's virtual machine gives every device back",
+                f"{', '.join(left)}: the guest does not release it within {self._seconds:g} s",
+                hint="every device is released when the sandbox's virtual machine ends",
             )
 
     async def _refuse_kept(self, plan: DiskPlan, qmp: Qmp) -> None:
-        """Ask the guest again for this device. Raises :class:`DeviceError` where it still keeps it."""
+        """Retry to unplug this device. Raises :class:`DeviceError` if the guest still does not release it."""
         for disk in [disk for disk in self._plugged if disk.kept]:
             if (disk.plan.major, disk.plan.minor) == (plan.major, plan.minor) and not await self._unplug(disk, qmp):
                 raise DeviceError(
                     f"{disk.step.label}: the guest has not released it after container {', '.join(disk.owners)}",
-                    hint="the end of the sandbox's virtual machine gives every device back",
+                    hint="every device is released when the sandbox's virtual machine ends",
                 )
 
     async def _plug(self, plan: DiskPlan, qmp: Qmp, link: GuestLink, *, owner: str) -> _Plugged:
@@ -117,7 +118,7 @@ class Disks:
         if port is None:
             raise DeviceError(
                 f"{label}: no spare port is left in the virtual machine",
-                hint="delete another container of the pod, or have fewer block devices in it",
+                hint="delete another container of the pod, or use fewer block devices",
             )
         number = next(self._numbers)
         name, address = f"disk{number - _FIRST_SET + 1}", f"0000:{port.bus:02x}:00.0"
@@ -135,19 +136,19 @@ class Disks:
             guest_address=address,
         )  # fmt: skip
         disk = _Plugged(plan, port, number, step, owners={owner})
-        # It is among those that are plugged before it is: what becomes of it, detach() finds it.
+        # Before the plug, so that detach() finds it even if a step fails.
         self._plugged.append(disk)
         try:
-            await self._give(plan, number, label, qmp)
-            [disk.place] = await hotplug.arrive([step], qmp, [self._bound(step, link)], seconds=self._seconds)
+            await self._pass_descriptor(plan, number, label, qmp)
+            [disk.place] = await hotplug.plug_and_wait([step], qmp, [self._bind(step, link)], seconds=self._seconds)
         except BaseException:
             with suppress(HawseError):
                 await self._unplug(disk, qmp)
             raise
         return disk
 
-    async def _give(self, plan: DiskPlan, number: int, label: str, qmp: Qmp) -> None:
-        # Beside the event loop: a device whose medium does not answer is waited for.
+    async def _pass_descriptor(self, plan: DiskPlan, number: int, label: str, qmp: Qmp) -> None:
+        # In a thread: open(2) blocks while a medium does not answer.
         work = asyncio.to_thread(self._open, plan.major, plan.minor, writable=plan.writable)
         opening = asyncio.ensure_future(work)
         try:
@@ -158,14 +159,14 @@ class Disks:
         except OSError as error:
             raise DeviceError(
                 f"{label}: the host cannot open it for {'writing' if plan.writable else 'reading'}: {error.strerror}",
-                hint="see the kernel's log; a device that cannot be written to needs a rule of access r",
+                hint="see the kernel log; a read-only device needs a rule with access r",
             ) from None
         try:
             await qmp.add(fd, {"fdset-id": number}, timeout=_QMP_SECONDS)
         finally:
             os.close(fd)
 
-    async def _bound(self, step: PlugStep, link: GuestLink) -> tuple[int, int]:
+    async def _bind(self, step: PlugStep, link: GuestLink) -> tuple[int, int]:
         try:
             call = BindDisk(address=step.guest_address, seconds=self._seconds)
             numbers = await link.call(call, seconds=self._seconds + _MARGIN)
@@ -174,18 +175,18 @@ class Disks:
         return numbers.major, numbers.minor
 
     async def _unplug(self, disk: _Plugged, qmp: Qmp) -> bool:
-        """Take it out of the virtual machine. False where the guest keeps it."""
+        """Unplug a disk from the VM. Returns False if the guest does not release it."""
         disk.kept = True  # until QEMU reports otherwise
         if await hotplug.unplug([disk.step], qmp, seconds=self._seconds):
             return False
         self._plugged.remove(disk)
-        with suppress(VmError):  # one that was never given
+        with suppress(VmError):  # QEMU never got the descriptor
             await qmp.execute("remove-fd", {"fdset-id": disk.fdset}, timeout=_QMP_SECONDS)
         self._claims.return_port(disk.port)
         return True
 
 
 def _close(opening: asyncio.Future[int]) -> None:
-    """Close what nobody waits for any more."""
+    """Close the descriptor of a device that was opened after the cancellation."""
     if not opening.cancelled() and opening.exception() is None:
         os.close(opening.result())

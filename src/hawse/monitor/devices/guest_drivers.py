@@ -1,4 +1,5 @@
-"""Functions that the guest's own drivers have, in the container's specification and in its state. Pure."""
+"""Functions bound to drivers of the guest kernel: their nodes in the specification, and the state's annotation.
+Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def with_nodes(
     natives: Mapping[str, NativeFunction],
     rights: Mapping[int, dict[str, int]],
 ) -> Document:
-    """The specification with the nodes of these functions, with the rights that their group's node was to have."""
+    """The specification with the nodes of these functions. The nodes get the mode and owners of their group's node."""
     linux = dict(spec.get("linux") or {})
     resources = dict(linux.get("resources") or {})
     devices, rules = list(linux.get("devices") or ()), list(resources.get("devices") or ())

@@ -1,4 +1,4 @@
-"""Plugging VFIO functions into the running guest and taking them out again."""
+"""Plug VFIO functions into the running guest, and unplug them."""
 
 from __future__ import annotations
 
@@ -27,83 +27,83 @@ if TYPE_CHECKING:
 _QMP_SECONDS = 30.0
 _MARGIN = 5.0
 _UNPLUG_SECONDS = 5.0
-#: What beside a device is made for it, the command that unmakes it, and by which argument.
+#: Commands that create a device's backend, each with the command that removes it, and the argument of both.
 _UNDONE_BY = {
     "netdev_add": ("netdev_del", "id"),
     "object-add": ("object-del", "id"),
     "blockdev-add": ("blockdev-del", "node-name"),
     ADD_DISK: ("remove-fd", "fdset-id"),
 }
-Arrived = TypeVar("Arrived")
+Result = TypeVar("Result")
 
 
 async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> tuple[Groups, Files]:
-    """Plug everything and have VFIO take it; what became of the groups, and of the functions' device files.
+    """Plug functions, and bind them to vfio-pci in the guest. Returns their groups and device files there.
 
     Raises :class:`DeviceError` naming the device.
     """
-    functions = await arrive(plugs, qmp, [_bound(plug, link, seconds) for plug in plugs], seconds=seconds)
-    for group in {plug.group for plug, function in zip(plugs, functions, strict=True) if _without_room(plug, function)}:
+    functions = await plug_and_wait(plugs, qmp, [_bind_vfio(plug, link, seconds) for plug in plugs], seconds=seconds)
+    for group in {plug.group for plug, function in zip(plugs, functions, strict=True) if _missing_bars(plug, function)}:
         members = [index for index, plug in enumerate(plugs) if plug.group == group]
         if len(members) > 1:
-            # Behind a bridge, whose windows the guest's kernel has made when it was empty.
+            # They are behind a bridge. The guest kernel sized its windows when the bridge was empty.
             await link.call(RescanBridge(address=plugs[members[0]].guest_address), seconds=seconds + _MARGIN)
-            again = await asyncio.gather(*(_bound(plugs[index], link, seconds) for index in members))
+            again = await asyncio.gather(*(_bind_vfio(plugs[index], link, seconds) for index in members))
             for index, function in zip(members, again, strict=True):
                 functions[index] = function
         for index in members:
-            _check_room(plugs[index], functions[index])
-    return _together(plugs, functions), _files(plugs, functions)
+            _check_bars(plugs[index], functions[index])
+    return _guest_groups(plugs, functions), _files(plugs, functions)
 
 
 async def attach_native(
     plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, container: str, seconds: float
 ) -> dict[str, NativeFunction]:
-    """Plug everything and have the guest's own drivers take it; what stands for each function, by QEMU's name of it.
+    """Plug functions, and bind them to drivers of the guest kernel. Returns each function's answer, by QEMU's id.
 
     Raises :class:`DeviceError` naming the device.
     """
-    calls = [_driven(plug, link, container, seconds) for plug in plugs]
-    functions = await arrive(plugs, qmp, calls, seconds=seconds)
+    calls = [_bind_native(plug, link, container, seconds) for plug in plugs]
+    functions = await plug_and_wait(plugs, qmp, calls, seconds=seconds)
     return {plug.device: function for plug, function in zip(plugs, functions, strict=True)}
 
 
-async def arrive(
-    plugs: Sequence[PlugStep], qmp: Qmp, calls: Sequence[Coroutine[Any, Any, Arrived]], *, seconds: float
-) -> list[Arrived]:
-    """Plug everything; the answers to the calls, of which each waits for one function in the guest.
+async def plug_and_wait(
+    plugs: Sequence[PlugStep], qmp: Qmp, calls: Sequence[Coroutine[Any, Any, Result]], *, seconds: float
+) -> list[Result]:
+    """Plug functions, and return the answers of ``calls``. Each call waits for one function in the guest.
 
-    All waits in the guest begin before the first device is plugged.
+    All calls start before the first device is plugged.
     """
     waits = [asyncio.create_task(call) for call in calls]
     with qmp.listen("DEVICE_DELETED") as events:
-        lost = asyncio.create_task(_lost(plugs, events, seconds))
+        early = asyncio.create_task(_unplugged_early(plugs, events, seconds))
         try:
             for plug in plugs:
                 if not (plug.cold or plug.shared):
                     await _plug(plug, qmp)
-            arrived = asyncio.gather(*waits)
-            # Where it is given up, nobody awaits it, and asyncio would tell of that.
-            arrived.add_done_callback(lambda future: future.cancelled() or future.exception())
-            ends: list[asyncio.Future[Any]] = [lost, arrived]
+            answers = asyncio.gather(*waits)
+            # After a cancellation the result is not read, and asyncio would log its error.
+            answers.add_done_callback(lambda future: future.cancelled() or future.exception())
+            ends: list[asyncio.Future[Any]] = [early, answers]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            if not arrived.done() and (gone := lost.result()) is not None:
-                # A guest that takes the hotplug's signal for an unplug's would else be waited for in vain.
+            if not answers.done() and (unplugged := early.result()) is not None:
+                # A guest may mistake the signal of the hotplug for that of an unplug. It would never answer.
                 raise DeviceError(
-                    f"{gone.what}: the guest unplugged it as soon as it was plugged",
-                    hint="its console log has the reason; try again",
+                    f"{unplugged.what}: the guest unplugged it as soon as it was plugged",
+                    hint="try again; console.log shows why",
                 )
-            return await arrived
+            return await answers
         finally:
-            for task in (*waits, lost):
+            for task in (*waits, early):
                 task.cancel()
-            await asyncio.gather(*waits, lost, return_exceptions=True)
+            await asyncio.gather(*waits, early, return_exceptions=True)
 
 
 async def _plug(plug: PlugStep, qmp: Qmp) -> None:
     dma_mappings.try_to_raise([plug.dma_entries])
     if plug.host:
-        # Once more: the module whose parameter decides may have been loaded by the binding.
+        # Check again: binding may have loaded the module whose parameter decides.
         interrupts.check(plug.group, [plug.host], accepted=plug.unsafe_interrupts)
         qmp.nodes.admit(plug.host, by_file=plug.by_file)
     for command, arguments in plug.commands:
@@ -127,45 +127,47 @@ async def _add_disk(plug: PlugStep, qmp: Qmp, arguments: Document) -> None:
         os.close(disk)
 
 
-async def _lost(plugs: Sequence[PlugStep], events: Events, seconds: float) -> PlugStep | None:
-    """The first of the functions that is gone again; None at the deadline."""
+async def _unplugged_early(plugs: Sequence[PlugStep], events: Events, seconds: float) -> PlugStep | None:
+    """Wait until the guest unplugs one of the functions, and return it; None at the deadline."""
     by_name = {plug.device: plug for plug in plugs}
     data = await events.wait(lambda data: data.get("device") in by_name, seconds=seconds + _MARGIN)
     return by_name[str(data["device"])] if data else None
 
 
-def _together(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Groups:
-    """Each group's place in the guest. Raises :class:`DeviceError` where the guest has divided one, or joined two."""
+def _guest_groups(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Groups:
+    """The group in the guest of each host group. Raises :class:`DeviceError` if the guest has split or merged
+    groups."""
     groups: Groups = {}
     hosts: dict[int, int] = {}
     for plug, function in zip(plugs, functions, strict=True):
         group = GuestGroup(function.group, function.major, function.minor)
         if groups.setdefault(plug.group, group) != group:
             raise DeviceError(
-                f"{plug.label}: in the guest's group {group.number}, others of host group {plug.group} are in "
+                f"{plug.label}: is in the guest's group {group.number}, but others of host group {plug.group} are in "
                 f"{groups[plug.group].number}",
-                hint="its console log has the groups that the guest's IOMMU makes",
+                hint="console.log shows the groups of the guest's IOMMU",
             )
         if (other := hosts.setdefault(group.number, plug.group)) != plug.group:
             raise DeviceError(
                 f"{plug.label} of host group {plug.group}: in the guest's group {group.number}, as is host group "
                 f"{other}",
-                hint="its console log has the groups that the guest's IOMMU makes",
+                hint="console.log shows the groups of the guest's IOMMU",
             )
     return groups
 
 
 async def release(plugs: Sequence[PlugStep], qmp: Qmp) -> None:
-    """Unplug what is plugged, as far as the guest lets go soon; the end of QEMU releases what it keeps."""
+    """Unplug functions that the guest releases within 5 s. The end of QEMU releases the others."""
     with suppress(VmError):
         await unplug(plugs, qmp, seconds=_UNPLUG_SECONDS)
 
 
 async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list[PlugStep]:
-    """Take functions out of the guest; those that it has not let go after ``seconds``.
+    """Unplug functions. Returns those that the guest has not released after ``seconds``.
 
-    QEMU only asks the guest, which may miss it or refuse (QEMU qapi/qdev.json, device_del, DEVICE_UNPLUG_GUEST_ERROR):
-    it is asked again every few seconds. Raises :class:`VmError` when QEMU does not answer.
+    QEMU only sends a request to the guest, which may miss or refuse it (QEMU qapi/qdev.json, device_del,
+    DEVICE_UNPLUG_GUEST_ERROR), so the request is repeated every few seconds. Raises :class:`VmError` if QEMU does not
+    answer.
     """
     left = {plug.device: plug for plug in plugs}
     deadline = asyncio.get_running_loop().time() + seconds
@@ -180,7 +182,7 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
                 try:
                     await qmp.execute("device_del", {"id": name}, timeout=_QMP_SECONDS)
                 except RefusedError as error:
-                    # It never came, or went before we listened; else it is "in the process of unplug" already.
+                    # It was never plugged, or was removed before we listened. Otherwise an unplug is in progress.
                     if "not found" in error.message:
                         del left[name]
             if left:
@@ -191,22 +193,22 @@ async def unplug(plugs: Sequence[PlugStep], qmp: Qmp, *, seconds: float) -> list
             for command, arguments in reversed(plug.commands):
                 if command in _UNDONE_BY and plug.device not in left:
                     undo, key = _UNDONE_BY[command]
-                    # Refused where it was never made, and an iommufd while another function of its group is left.
+                    # Refused if it was never created, and for an iommufd that another function of its group uses.
                     with suppress(RefusedError):
                         await qmp.execute(undo, {key: arguments[key]}, timeout=_QMP_SECONDS)
     return list(left.values())
 
 
-async def _bound(plug: PlugStep, link: GuestLink, seconds: float) -> BoundFunction:
-    return await _bind(plug, link, BindVfio(address=plug.guest_address, seconds=seconds), seconds)
+async def _bind_vfio(plug: PlugStep, link: GuestLink, seconds: float) -> BoundFunction:
+    return await _call(plug, link, BindVfio(address=plug.guest_address, seconds=seconds), seconds)
 
 
-async def _driven(plug: PlugStep, link: GuestLink, container: str, seconds: float) -> NativeFunction:
+async def _bind_native(plug: PlugStep, link: GuestLink, container: str, seconds: float) -> NativeFunction:
     call = BindNative(address=plug.guest_address, container=container, seconds=seconds)
-    return await _bind(plug, link, call, seconds)
+    return await _call(plug, link, call, seconds)
 
 
-async def _bind(plug: PlugStep, link: GuestLink, call: Call[Answer], seconds: float) -> Answer:
+async def _call(plug: PlugStep, link: GuestLink, call: Call[Answer], seconds: float) -> Answer:
     try:
         return await link.call(call, seconds=seconds + _MARGIN)
     except DeviceError as error:
@@ -227,15 +229,15 @@ def _files(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Fil
     return files
 
 
-def _without_room(plug: PlugStep, function: BoundFunction) -> list[tuple[int, int]]:
-    """The BARs that a function has on the host, and the guest found no room for: number and bytes of each."""
+def _missing_bars(plug: PlugStep, function: BoundFunction) -> list[tuple[int, int]]:
+    """The function's BARs on the host that the guest could not place: number and size in bytes of each."""
     bars = function.bars
     return [(number, size) for number, size in plug.bars if number >= len(bars) or not bars[number]]
 
 
-def _check_room(plug: PlugStep, function: BoundFunction) -> None:
-    for number, size in _without_room(plug, function):
+def _check_bars(plug: PlugStep, function: BoundFunction) -> None:
+    for number, size in _missing_bars(plug, function):
         raise DeviceError(
-            f"{plug.label} of group {plug.group}: the guest has no room for its BAR {number} of {size} bytes",
-            hint="its console log has the windows of its ports; pass the group in a sandbox alone",
+            f"{plug.label} of group {plug.group}: the guest has no space for its BAR {number} of {size} bytes",
+            hint="console.log shows the windows of its ports; pass the group in a separate sandbox",
         )

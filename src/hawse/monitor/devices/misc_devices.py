@@ -1,4 +1,4 @@
-"""Misc devices whose minor number each kernel chooses: the guest is asked for its own."""
+"""Misc devices, whose minor number each kernel chooses: ask the guest for its numbers."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ if TYPE_CHECKING:
 _SECONDS = 60.0
 
 
-async def named(wanted: Sequence[tuple[int, int, str]], link: GuestLink) -> dict[tuple[int, int], tuple[int, int]]:
-    """The guest's numbers of devices, which are given as the host's numbers and their name, by the host's numbers.
+async def guest_numbers(
+    devices: Sequence[tuple[int, int, str]], link: GuestLink
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """The guest's numbers of misc devices, by the host's numbers. ``devices`` are (major, minor, name) on the host.
 
-    Raises :class:`DeviceError` naming a device that the guest's kernel has not.
+    Raises :class:`DeviceError` naming a device that is missing in the guest kernel.
     """
-    if not wanted:
+    if not devices:
         return {}
-    answer = await link.call(MiscNumbers(names=[name for *_, name in wanted]), seconds=_SECONDS)
-    if len(answer) != len(wanted):
+    answer = await link.call(MiscNumbers(names=[name for *_, name in devices]), seconds=_SECONDS)
+    if len(answer) != len(devices):
         raise VmError(
-            f"the guest reports {len(answer)} numbers of {len(wanted)} misc devices",
+            f"the guest reports {len(answer)} numbers of {len(devices)} misc devices",
             hint="do not trust the guest: delete the container",
         )
     places = {}
-    for (major, minor, name), numbers in zip(wanted, answer, strict=True):
+    for (major, minor, name), numbers in zip(devices, answer, strict=True):
         if numbers is None:
             raise DeviceError(
                 f"linux.devices: {name} ({major}:{minor}): the guest's kernel has no such device",

@@ -1,4 +1,4 @@
-"""VFIO nodes in the specification that the guest gets: where the guest has them, by the guest's numbers. Pure."""
+"""VFIO nodes in the specification for the guest, with their paths and numbers in the guest. Pure."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Numbers = tuple[int, int]
 
 
 def with_guest_nodes(
-    spec: Mapping[str, Any], nodes: Sequence[VfioNode], named: Mapping[Numbers, Numbers]
+    spec: Mapping[str, Any], nodes: Sequence[VfioNode], misc_numbers: Mapping[Numbers, Numbers]
 ) -> tuple[Document, list[Note]]:
-    """The specification with the guest's nodes and rules, and what to log.
+    """The specification with the guest's nodes and device rules, and notes to log.
 
-    A node is at the path that the guest has it at, since libraries look for it there, and at the path that the
-    specification asks for. Where that path is another's in the guest, the other node wins. A device file that the
-    guest's kernel does not have is left out. The rules of the host's node decide what may be opened.
+    A node is created at its path in the guest, where libraries look for it, and at its path in the specification. If
+    the latter is the guest's path of another node, only the other node is created there. A device file that is missing
+    in the guest kernel is left out. The rules for the host's node decide what may be opened.
 
-    ``named`` are misc devices, by their numbers on the host: they are moved together with VFIO's, with which they share
-    a major.
+    ``misc_numbers`` are the guest's numbers of misc devices, by their numbers on the host. They are translated together
+    with those of VFIO nodes, since both have the same major.
     """
-    if not nodes and not named:
+    if not nodes and not misc_numbers:
         return dict(spec), []
     linux = dict(spec.get("linux") or {})
-    devices, notes = _place(linux.get("devices") or [], nodes, named)
+    devices, notes = _place(linux.get("devices") or [], nodes, misc_numbers)
     linux["devices"] = devices
     resources = dict(linux.get("resources") or {})
     if resources.get("devices"):
         moves: list[tuple[Numbers, Numbers | None]] = [(node.host_numbers, node.guest_numbers) for node in nodes]
-        resources["devices"] = translate(resources["devices"], [*moves, *_present(linux_devices(spec), named)])
+        resources["devices"] = translate(resources["devices"], [*moves, *_present(linux_devices(spec), misc_numbers)])
     linux["resources"] = resources
     return {**spec, "linux": linux}, notes
 
@@ -43,9 +43,11 @@ def linux_devices(spec: Mapping[str, Any]) -> list[Document]:
     return (spec.get("linux") or {}).get("devices") or []
 
 
-def _present(devices: Sequence[Mapping[str, Any]], named: Mapping[Numbers, Numbers]) -> list[tuple[Numbers, Numbers]]:
+def _present(
+    devices: Sequence[Mapping[str, Any]], misc_numbers: Mapping[Numbers, Numbers]
+) -> list[tuple[Numbers, Numbers]]:
     hosts = [_numbers(device) for device in devices if device["type"] in ("c", "u")]
-    return [(host, named[host]) for host in hosts if host in named]
+    return [(host, misc_numbers[host]) for host in hosts if host in misc_numbers]
 
 
 def _numbers(device: Mapping[str, Any]) -> Numbers:
@@ -53,7 +55,7 @@ def _numbers(device: Mapping[str, Any]) -> Numbers:
 
 
 def _place(
-    devices: Sequence[Document], nodes: Sequence[VfioNode], named: Mapping[Numbers, Numbers]
+    devices: Sequence[Document], nodes: Sequence[VfioNode], misc_numbers: Mapping[Numbers, Numbers]
 ) -> tuple[list[Document], list[Note]]:
     by_path = {node.path: node for node in nodes}
     placed: dict[str, Document] = {}
@@ -62,7 +64,7 @@ def _place(
     for device in devices:
         node = by_path.get(device["path"])
         if node is None:
-            result.append(_moved(device, named))
+            result.append(_translated(device, misc_numbers))
             continue
         paths, note = _paths(node, nodes)
         notes += [note] if note else []
@@ -74,15 +76,15 @@ def _place(
     return result, notes
 
 
-def _moved(device: Document, named: Mapping[Numbers, Numbers]) -> Document:
-    if device["type"] not in ("c", "u") or _numbers(device) not in named:
+def _translated(device: Document, misc_numbers: Mapping[Numbers, Numbers]) -> Document:
+    if device["type"] not in ("c", "u") or _numbers(device) not in misc_numbers:
         return device
-    major, minor = named[_numbers(device)]
+    major, minor = misc_numbers[_numbers(device)]
     return {**device, "major": major, "minor": minor}
 
 
 def _paths(node: VfioNode, nodes: Sequence[VfioNode]) -> tuple[list[str], Note | None]:
-    """The paths of a node in the container, and what to log of them."""
+    """The paths of a node in the container, and a note to log."""
     if node.guest_numbers is None:
         instead = CONTAINER_PATH if node.guest_group is None else f"/dev/vfio/{node.guest_group}"
         return [], warning(f"{node.path}: the guest's kernel has no VFIO device files: use {instead} instead")

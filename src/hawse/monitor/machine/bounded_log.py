@@ -1,4 +1,4 @@
-"""What a guest or QEMU wrote, kept in bounds: a log file that rotates once, and its tail for error messages."""
+"""Log files of bounded size for the output of the guest and QEMU, with their tails for error messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ TAIL = 4096
 
 
 class BoundedLog:
-    """Writes to ``path`` up to :data:`FILE_LIMIT` bytes, then starts anew and keeps the former as ``path``.old."""
+    """Writes at most :data:`FILE_LIMIT` bytes to ``path``, then renames the file to ``path``.old and starts a new
+    one."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -37,7 +38,7 @@ class BoundedLog:
         self._tail = (self._tail + data)[-TAIL:]
 
     def tail(self, lines: int = 15) -> str:
-        """The last lines, with everything that could steer a terminal taken out: a guest wrote them."""
+        """The last lines, without control characters: the guest could use them to attack a terminal."""
         text = self._tail.decode("utf-8", "replace").replace("\r\n", "\n")
         clean = "".join(c for c in text if c == "\n" or c.isprintable())
         return "\n".join(clean.strip().splitlines()[-lines:])
@@ -47,16 +48,16 @@ class BoundedLog:
         self._file.close()
 
 
-def with_last_words(reason: HawseError, console: str) -> HawseError:
-    """Why a machine ended, with the tail of its console where nothing else is shown."""
+def with_console_tail(reason: HawseError, console: str) -> HawseError:
+    """The reason why a VM ended, with the tail of its console if the reason has no other evidence."""
     if reason.evidence:
         return reason
-    silent = "its console said nothing: a processor was reset, as by a triple fault, or its agent ended"
-    return reason.with_context(hint="the last words of its console follow" if console else silent, evidence=console)
+    silent = "the console is empty: a processor was reset, as by a triple fault, or the agent ended"
+    return reason.with_context(hint="the end of the console log follows" if console else silent, evidence=console)
 
 
 async def collect(reader: asyncio.StreamReader, log: BoundedLog) -> None:
-    """Copy a stream into a log until it ends. A log that cannot be written must not stop the guest."""
+    """Copy a stream into a log until it ends. Write errors are ignored: they must not stop the guest."""
     while data := await reader.read(65536):
         try:
             log.write(data)

@@ -1,7 +1,7 @@
-"""The virtual machine of a sandbox: virtiofsd, QEMU, its console and QMP, and the link to the agent that answers.
+"""The VM of a sandbox: virtiofsd, QEMU, its console and QMP, and the link to the agent.
 
-It boots, or it is restored from a template. Either way its RAM is a file of its own, and nothing in it is shared with
-another sandbox.
+The VM boots, or it is restored from a template. In both cases its RAM is a private file, which it shares with no other
+sandbox.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.agent.identity import wake
 from hawse.monitor.machine.bounded_log import BoundedLog, collect
 from hawse.monitor.machine.programs import Program, Watched
-from hawse.monitor.machine.qemu_warnings import Complaints
+from hawse.monitor.machine.qemu_warnings import QemuWarnings
 from hawse.monitor.machine.start import Launched
 from hawse.plan import model
 from hawse.state.steps import GUEST, QEMU, SHARE, Steps
@@ -33,20 +33,20 @@ if TYPE_CHECKING:
 
 _QMP_SECONDS = 60.0
 _DEATH_SECONDS = 1.0
-#: More than the end of the link takes to become the failure.
+#: More than the time between the end of the link and the result of ``Machine.failure``.
 _REASON_SECONDS = 5.0
 _POLL_SECONDS = 0.003
-#: What a call may take longer than the wait in the guest that it asks for.
+#: Seconds that a call may take in addition to its wait in the guest.
 _MARGIN = 5.0
 Value = TypeVar("Value")
 
 
 @dataclass
 class Machine:
-    """A guest whose agent answers. ``failure`` gets a result when QEMU, virtiofsd or the link ends.
+    """A VM whose agent answers. ``failure`` gets a result when QEMU, virtiofsd or the link ends.
 
-    ``ram`` is a descriptor of its memory; ``share_plugged`` tells whether the share's device is there, and ``shared``
-    is done when the agent has mounted it.
+    ``ram`` is a descriptor of its memory. ``share_plugged``: the share's device is plugged. ``shared`` is done when the
+    agent has mounted the share.
     """
 
     link: GuestLink
@@ -55,150 +55,155 @@ class Machine:
     failure: asyncio.Future[HawseError]
     ram: int
     share_plugged: bool
-    #: Its programs on the host that run, each time anew.
+    #: Returns its running programs on the host.
     processes: Callable[[], list[Process]] = list
     shared: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
-    def give_up(self, reason: HawseError) -> None:
-        """End it for this reason, unless it has ended for another."""
+    def fail(self, reason: HawseError) -> None:
+        """End the VM for this reason, unless it has ended for another."""
         if not self.failure.done():
             self.failure.set_result(reason)
 
     async def end(self) -> HawseError | None:
-        """Why the machine has ended, None while it runs."""
+        """The reason why the VM has ended; None while it runs."""
         if self.link.ended.done() or self.qmp.ended:
-            # They end a moment before QEMU's process does. What was asked of it has failed of that, and explains less.
+            # They end a moment before QEMU's process, whose failure explains more than those of pending calls.
             await asyncio.wait((self.failure,), timeout=_REASON_SECONDS)
         return self.failure.result() if self.failure.done() else None
 
 
 async def boot(
-    machine: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
+    plan: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
 ) -> Machine:
-    """Wait for the agent of a machine that boots; what was acquired is on ``undo``, in order.
+    """Wait for the agent of a VM that boots. Its resources are released by ``undo``, in reverse order.
 
-    Raises :class:`VmError` with the tail of the console, or of the stderr of the program that died.
+    Raises :class:`VmError` with the tail of the console, or of the stderr of the program that ended.
     """
-    made = await _adopt(machine, launched, directory, undo, steps)
+    machine = await _adopt(plan, launched, directory, undo, steps)
     try:
         with steps.span(GUEST, "boots"):
-            await _settle([made.link.hello], made.failure, machine.boot_seconds)
-        if not made.link.hello.done():
+            await _wait([machine.link.hello], machine.failure, plan.boot_seconds)
+        if not machine.link.hello.done():
             raise VmError(
-                f"the guest did not report within {machine.boot_seconds:g} s",
-                hint="the end of its console follows; vm.boot_seconds sets the time",
+                f"the guest did not report within {plan.boot_seconds:g} s",
+                hint="the end of the console log follows; vm.boot_seconds sets the limit",
             )
-        await _wake(made, steps, seconds=machine.boot_seconds)
+        await _wake(machine, steps, seconds=plan.boot_seconds)
     except HawseError as error:
-        raise error.with_context(evidence=made.console.tail()) from None
-    return made
+        raise error.with_context(evidence=machine.console.tail()) from None
+    return machine
 
 
 async def restore(
-    machine: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
+    plan: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
 ) -> Machine:
-    """Give a machine that waits for its state the template's, and make it one of its own. Raises as :func:`boot`."""
-    made = await _adopt(machine, launched, directory, undo, steps)
+    """Load the template's state into a VM that waits for it, and set the VM's identity. Raises as :func:`boot`."""
+    machine = await _adopt(plan, launched, directory, undo, steps)
     try:
-        loading = asyncio.create_task(_load(launched, made, steps))
+        loading = asyncio.create_task(_load(launched, machine, steps))
         try:
-            await settled(loading, made)
+            await result_or_failure(loading, machine)
         except OSError as error:
-            # A state that QEMU stops reading is one that it dies of: its own words are worth a moment.
-            await asyncio.wait([made.failure], timeout=_DEATH_SECONDS)
-            reason = made.failure.result() if made.failure.done() else VmError(f"QEMU takes no state: {error.strerror}")
+            # QEMU stops reading its state when it dies: wait for its stderr.
+            await asyncio.wait([machine.failure], timeout=_DEATH_SECONDS)
+            reason = (
+                machine.failure.result()
+                if machine.failure.done()
+                else VmError(f"QEMU stopped reading its state: {error.strerror}")
+            )
             raise reason from None
         finally:
             loading.cancel()
-        # The calls are sent in this order, and the agent takes the first alone: the share may be plugged meanwhile.
-        waking = asyncio.create_task(_wake(made, steps, seconds=machine.boot_seconds))
-        begin_sharing(machine, made, undo, steps)
+        # The calls are sent in this order. The agent completes the first before it reads the second. The share may be
+        # plugged meanwhile.
+        waking = asyncio.create_task(_wake(machine, steps, seconds=plan.boot_seconds))
+        begin_sharing(plan, machine, undo, steps)
         await waking
     except HawseError as error:
-        raise error.with_context(evidence=made.console.tail()) from None
-    return made
+        raise error.with_context(evidence=machine.console.tail()) from None
+    return machine
 
 
-async def settled(work: asyncio.Task[Value], made: Machine) -> Value:
-    """The result of work that needs the machine. Raises the machine's failure where it ends before the work is done."""
-    await asyncio.wait((work, made.failure), return_when=asyncio.FIRST_COMPLETED)
-    if not _succeeded(work) and (reason := await made.end()) is not None:
+async def result_or_failure(work: asyncio.Task[Value], machine: Machine) -> Value:
+    """The result of work that needs the VM. If the VM ends before the work is complete, its failure is raised."""
+    await asyncio.wait((work, machine.failure), return_when=asyncio.FIRST_COMPLETED)
+    if not _has_result(work) and (reason := await machine.end()) is not None:
         raise reason
     return await work
 
 
-def begin_sharing(machine: model.MachinePlan, made: Machine, undo: AsyncExitStack, steps: Steps) -> None:
-    """Have the share plugged, where it is not there yet, and mounted: ``made.shared`` is done when it is."""
-    made.shared = asyncio.create_task(_share(machine, made, steps))
-    undo.push_async_callback(_ended, made.shared)
-    undo.callback(made.shared.cancel)
+def begin_sharing(plan: model.MachinePlan, machine: Machine, undo: AsyncExitStack, steps: Steps) -> None:
+    """Start to plug the share, unless it is plugged, and to mount it. ``machine.shared`` is done when it is mounted."""
+    machine.shared = asyncio.create_task(_share(plan, machine, steps))
+    undo.push_async_callback(_ended, machine.shared)
+    undo.callback(machine.shared.cancel)
 
 
-async def _share(machine: model.MachinePlan, made: Machine, steps: Steps) -> None:
-    if not made.share_plugged:
+async def _share(plan: model.MachinePlan, machine: Machine, steps: Steps) -> None:
+    if not machine.share_plugged:
         with steps.span(SHARE, "plugged"):
             command, arguments = plug_share()
-            await made.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
-    seconds = machine.device_seconds
+            await machine.qmp.execute(command, arguments, timeout=_QMP_SECONDS)
+    seconds = plan.device_seconds
     call = MountShare(
-        kind=machine.shape.share,
+        kind=plan.shape.share,
         tag=SHARE_TAG,
-        address=machine.share_address,
+        address=plan.share_address,
         seconds=seconds,
         protected=attributes.protected_files(),
-        modules=machine.modules,
-        load=machine.load_modules,
+        modules=plan.modules,
+        load=plan.load_modules,
     )
     with steps.span(SHARE, "mounted"):
-        await made.link.call(call, seconds=seconds + _MARGIN)
+        await machine.link.call(call, seconds=seconds + _MARGIN)
 
 
-async def _load(launched: Launched, made: Machine, steps: Steps) -> None:
-    """Give QEMU the state, after the memory, which loading it reads (virtio's rings), and let the guest go on."""
-    await made.qmp.leave_memory_alone(timeout=_QMP_SECONDS)
+async def _load(launched: Launched, machine: Machine, steps: Steps) -> None:
+    """Load the state into QEMU, and start the guest. The memory must be complete: the load reads virtio's rings."""
+    await machine.qmp.leave_memory_alone(timeout=_QMP_SECONDS)
     assert launched.saved is not None and launched.copy is not None
     await asyncio.to_thread(launched.copy.wait)
     with steps.span(QEMU, "state loaded"):
         feed, source = socket.socketpair()
         with feed:
             with source:
-                await made.qmp.give(source.fileno(), "state", timeout=_QMP_SECONDS)
-            await made.qmp.execute("migrate-incoming", {"uri": "fd:state"}, timeout=_QMP_SECONDS)
+                await machine.qmp.give(source.fileno(), "state", timeout=_QMP_SECONDS)
+            await machine.qmp.execute("migrate-incoming", {"uri": "fd:state"}, timeout=_QMP_SECONDS)
             feed.setblocking(False)
             await asyncio.get_running_loop().sock_sendall(feed, launched.saved.state)
-        while await made.qmp.status(timeout=_QMP_SECONDS) == "inmigrate":
+        while await machine.qmp.status(timeout=_QMP_SECONDS) == "inmigrate":
             await asyncio.sleep(_POLL_SECONDS)
-        await made.qmp.execute("cont", {}, timeout=_QMP_SECONDS)
+        await machine.qmp.execute("cont", {}, timeout=_QMP_SECONDS)
 
 
 async def _ended(task: asyncio.Future[None]) -> None:
-    """Wait for a task without a way to stop it; its descriptors are closed next."""
+    """Wait for the end of a task, before its descriptors are closed."""
     await asyncio.wait([task])
     if not task.cancelled():
         task.exception()
 
 
-async def _wake(made: Machine, steps: Steps, *, seconds: float) -> None:
-    """What every machine is told before anything else, and a clone above all."""
-    waking = asyncio.create_task(wake(made.link, steps, seconds=seconds))
+async def _wake(machine: Machine, steps: Steps, *, seconds: float) -> None:
+    """Send the first call, which sets the VM's identity. Clones of a template need it most."""
+    waking = asyncio.create_task(wake(machine.link, steps, seconds=seconds))
     try:
-        await settled(waking, made)
+        await result_or_failure(waking, machine)
     finally:
         waking.cancel()
 
 
 async def _adopt(
-    machine: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
+    plan: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps
 ) -> Machine:
-    """Programs that were started as a machine whose QMP answers."""
+    """Connect to the started programs. Returns when QMP answers."""
     undo.push(launched.undo)
     failure: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
-    complaints = Complaints(
+    qemu_warnings = QemuWarnings(
         launched.warn,
         lambda error: None if failure.done() else failure.set_result(error),
-        address_bits=machine.shape.address_bits,
+        address_bits=plan.shape.address_bits,
     )
-    _watch(launched.qemu, failure, undo, complaints)
+    _watch(launched.qemu, failure, undo, qemu_warnings)
     if launched.virtiofsd is not None:
         _watch(launched.virtiofsd, failure, undo)
     console = BoundedLog(f"{directory}/console.log")
@@ -208,7 +213,7 @@ async def _adopt(
     reading = asyncio.create_task(collect(reader, console))
     undo.callback(reading.cancel)
 
-    # Here, since the library takes a sixteenth of a second to load: QEMU starts meanwhile.
+    # Imported here, since the library takes 60 ms to load: QEMU starts meanwhile.
     from hawse.vm.qmp import EveryNode, Qmp
 
     qmp_log = BoundedLog(f"{directory}/qmp.log")
@@ -229,10 +234,10 @@ async def _adopt(
     greeting = asyncio.create_task(qmp.open(launched.qmp, seconds=_QMP_SECONDS))
     try:
         with steps.span(QEMU, "QMP answers"):
-            await _settle([greeting], failure, _QMP_SECONDS)
+            await _wait([greeting], failure, _QMP_SECONDS)
             await greeting
     except HawseError as error:
-        # A monitor that closes is a QEMU that dies: its own words are worth a moment.
+        # QEMU closes its monitor when it dies: wait for its stderr.
         await asyncio.wait([failure], timeout=_DEATH_SECONDS)
         reason = failure.result() if failure.done() else error
         raise reason.with_context(evidence=console.tail()) from None
@@ -244,7 +249,7 @@ async def _adopt(
 
 
 async def _watch_link(link: GuestLink, failure: asyncio.Future[HawseError]) -> None:
-    """The end of the link is a failure; where it came of QEMU's, that is the reason to give."""
+    """Report the end of the link as a failure, unless QEMU's end is the cause: that failure is reported instead."""
     reason = await link.ended
     if not isinstance(reason, LinkError):
         await asyncio.wait([failure], timeout=_DEATH_SECONDS)
@@ -256,14 +261,14 @@ def _watch(
     program: Program,
     failure: asyncio.Future[HawseError],
     undo: AsyncExitStack,
-    complaints: Complaints | None = None,
+    qemu_warnings: QemuWarnings | None = None,
 ) -> None:
-    watched = Watched(program, complaints)
+    watched = Watched(program, qemu_warnings)
     undo.callback(watched.close)
 
     async def watch() -> None:
         death = await watched.death()
-        # Exit code 0 is a guest that powered itself off: the link knows more of it.
+        # With exit code 0 the guest powered off: the end of the link explains more.
         if death is not None and not failure.done():
             failure.set_result(death)
 
@@ -271,16 +276,16 @@ def _watch(
     undo.callback(task.cancel)
 
 
-def _succeeded(work: asyncio.Task[Value]) -> bool:
+def _has_result(work: asyncio.Task[Value]) -> bool:
     return work.done() and not work.cancelled() and work.exception() is None
 
 
-async def _settle(
+async def _wait(
     work: list[asyncio.Task[None]] | list[asyncio.Future[None]],
     failure: asyncio.Future[HawseError],
     seconds: float,
 ) -> None:
-    """Wait for the work, the failure or the deadline; raises the failure."""
+    """Wait for the work, the failure or the deadline. Raises the failure."""
     await asyncio.wait([*work, failure], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     if failure.done():
         raise failure.result()

@@ -1,6 +1,6 @@
-"""Programs that a sandbox runs: QEMU and virtiofsd. Each dies with the monitor, and is ended softly, then hard.
+"""The programs of a sandbox: QEMU and virtiofsd. Each dies with the monitor. It is ended by SIGTERM, then by SIGKILL.
 
-They are started without asyncio, so that they are on their way before the monitor has loaded it.
+They are started without asyncio, so that they start while the monitor imports it.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from hawse.monitor.machine.bounded_log import BoundedLog
 
 if TYPE_CHECKING:
     from hawse.monitor.machine.qemu_jail import Jail
-    from hawse.monitor.machine.qemu_warnings import Complaints
+    from hawse.monitor.machine.qemu_warnings import QemuWarnings
 
 _SOFT_SECONDS = 3.0
-#: Bytes of the monitor's heap: it needs some 30 MiB, and less than 100 MiB in the worst flood of a guest.
+#: The limit of the monitor's heap in bytes. It needs some 30 MiB, and less than 100 MiB if a guest floods it.
 _MOST_DATA = 1 << 30
 _CONFINE = "see docs/security.md for what a jail needs; vm.confine in the configuration turns it off"
 
 
 class Program:
-    """A running program; ``log`` is the file for what it writes to stderr."""
+    """A running program. ``log`` is the log file of its stderr."""
 
     def __init__(
         self,
@@ -52,36 +52,35 @@ class Program:
         oom_score_adj: int | None = None,
         file_server: bool = False,
     ) -> None:
-        """Raises :class:`HostError` when it cannot be confined or executed.
+        """Raises :class:`HostError` if the program cannot be confined or executed.
 
-        ``lock_memory`` lifts RLIMIT_MEMLOCK as far as this process may: VFIO counts the guest memory that it maps.
-        ``whole``: it is the first process of a PID namespace, and is killed at once at its end, so that the processes
-        which it has started end with it, whatever they do (pid_namespaces(7)). ``oom_score_adj`` is set as far as the
-        kernel allows it. ``file_server``: it keeps its capabilities while it acts for a user, if this process may
-        allow that.
+        ``lock_memory`` raises RLIMIT_MEMLOCK as far as permitted: VFIO counts the guest memory that it maps. ``whole``:
+        the program is the first process of a PID namespace, and :meth:`end` kills it at once. Then all of its children
+        end as well (pid_namespaces(7)). ``oom_score_adj`` is set if the kernel permits it. ``file_server``: the program
+        keeps its capabilities while it acts for a user, if this process can permit that.
         """
         self._soft = not whole
-        trouble, tell = os.pipe()
+        errors, report = os.pipe()
         monitor = os.pidfd_open(os.getpid())
 
         def prepare() -> None:
             try:
-                _settle_in(lock_memory=lock_memory, oom_score_adj=oom_score_adj, file_server=file_server)
+                _configure_child(lock_memory=lock_memory, oom_score_adj=oom_score_adj, file_server=file_server)
                 if jail is None:
                     give_up_privileges()
                     die_with(monitor)
                 else:
                     jail.enter()
             except Exception as error:
-                os.write(tell, str(getattr(error, "strerror", None) or error).encode())
+                os.write(report, str(getattr(error, "strerror", None) or error).encode())
                 raise
 
         self.name = name
         self.log = log
         null = subprocess.DEVNULL
-        apart = ChildrenApart() if jail is not None or whole else nullcontext()
+        namespace = ChildrenApart() if jail is not None or whole else nullcontext()
         try:
-            with apart:
+            with namespace:
                 self.process = subprocess.Popen(
                     argv, stdin=null, stdout=null, stderr=subprocess.PIPE, pass_fds=descriptors, preexec_fn=prepare,
                     start_new_session=True, env={},
@@ -92,31 +91,32 @@ class Program:
                 hint="hawse needs CAP_SYS_ADMIN, and a service that may call unshare(2)",
             ) from None
         except subprocess.SubprocessError:
-            os.close(tell)
-            tell = -1
-            reason = os.read(trouble, 4096).decode(errors="replace")
+            os.close(report)
+            report = -1
+            reason = os.read(errors, 4096).decode(errors="replace")
             raise HostError(f"cannot confine {name}: {reason}", hint=_CONFINE) from None
         except OSError as error:
             raise HostError(
-                f"cannot run {name}: {argv[0]}: {error.strerror}", hint="install it, or name it in the configuration"
+                f"cannot run {name}: {argv[0]}: {error.strerror}",
+                hint="install it, or set its path in the configuration",
             ) from None
         finally:
-            os.close(trouble)
+            os.close(errors)
             os.close(monitor)
-            if tell >= 0:
-                os.close(tell)
+            if report >= 0:
+                os.close(report)
 
     def processes(self) -> list[Process]:
-        """It and its children: virtiofsd works in a child. None once it has ended."""
+        """The program and its children, since virtiofsd works in a child. Empty if the program has ended."""
         if self.process.poll() is not None:
             return []
         parent = open_process(self.process.pid)
         return [parent, *children_of(parent)]
 
     def end(self) -> None:
-        """End it: by SIGTERM first unless it is ``whole``, then by SIGKILL. The wait for its end is bounded.
+        """End the program by SIGTERM, except for ``whole``, then by SIGKILL. Waits for a limited time.
 
-        A process that this one may not signal (kill(2), EPERM) or that the kernel keeps is left behind.
+        A process that cannot be signalled (kill(2), EPERM) or that hangs in the kernel is left behind.
         """
         for number in (signal.SIGTERM, signal.SIGKILL) if self._soft else (signal.SIGKILL,):
             with suppress(OSError, subprocess.TimeoutExpired):
@@ -127,13 +127,13 @@ class Program:
         self.process.stderr.close()
 
 
-def _settle_in(*, lock_memory: bool, oom_score_adj: int | None, file_server: bool) -> None:
-    """Set limits and rights of a new child, as :class:`Program` documents them. Raises OSError."""
+def _configure_child(*, lock_memory: bool, oom_score_adj: int | None, file_server: bool) -> None:
+    """Set limits and privileges in a new child, as documented for :class:`Program`. Raises OSError."""
     # A core dump of QEMU or virtiofsd contains the guest's memory.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _lift_data()
     if oom_score_adj is not None:
-        with suppress(OSError):  # the monitor looks at what it has, and warns
+        with suppress(OSError):  # the monitor compares the actual value, and warns
             oom_score.write(oom_score_adj)
     if lock_memory:
         _lift(resource.RLIMIT_MEMLOCK)
@@ -143,9 +143,9 @@ def _settle_in(*, lock_memory: bool, oom_score_adj: int | None, file_server: boo
 
 
 def limit_own_memory() -> None:
-    """Limit this process's heap, so that a defect that a guest can use does not take the host's memory.
+    """Limit this process's heap, so that a guest that exploits a bug cannot exhaust the host's memory.
 
-    An allocation beyond it fails (setrlimit(2), RLIMIT_DATA). The limit is soft: programs are started without it.
+    Allocations above the limit fail (setrlimit(2), RLIMIT_DATA). The limit is soft: programs are started without it.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard == resource.RLIM_INFINITY or hard > _MOST_DATA:
@@ -153,7 +153,7 @@ def limit_own_memory() -> None:
 
 
 def lift_limits() -> None:
-    """Raise limits of the caller that are meant for the container and would end its virtual machine.
+    """Raise limits of the caller that are meant for the container and would end its VM.
 
     The container inherits them in the guest (:mod:`hawse.oci.process.inherited`). On the host, QEMU and virtiofsd write
     files of any size, run for years and map more than the guest's memory. The sandbox's cgroup limits them.
@@ -168,7 +168,7 @@ def _lift_data() -> None:
 
 
 def _lift(limit: int) -> None:
-    """Without CAP_SYS_RESOURCE a limit can be raised to the hard one only (setrlimit(2))."""
+    """Remove a limit. Without CAP_SYS_RESOURCE it can only be raised to the hard limit (setrlimit(2))."""
     _, hard = resource.getrlimit(limit)
     try:
         resource.setrlimit(limit, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -177,16 +177,16 @@ def _lift(limit: int) -> None:
 
 
 class Watched:
-    """A program with the event loop as its reader: what it says, and when it ends.
+    """A program whose stderr and end the event loop watches.
 
-    ``complaints`` receive its stderr as well.
+    ``qemu_warnings`` also receives its stderr.
     """
 
-    def __init__(self, program: Program, complaints: Complaints | None = None) -> None:
+    def __init__(self, program: Program, qemu_warnings: QemuWarnings | None = None) -> None:
         import asyncio
 
         self.program = program
-        self._complaints = complaints
+        self._qemu_warnings = qemu_warnings
         self._output = BoundedLog(program.log)
         self._loop = asyncio.get_running_loop()
         self._gone = asyncio.Event()
@@ -194,19 +194,23 @@ class Watched:
         self._stderr = program.process.stderr
         os.set_blocking(self._stderr.fileno(), False)
         self._loop.add_reader(self._stderr, self._read)
-        # Its pid is its own: it is a child that was not waited for.
+        # The pid is not reused: the child was not waited for.
         self._pidfd = os.pidfd_open(program.process.pid)
         self._loop.add_reader(self._pidfd, self._reap)
 
     async def death(self) -> VmError | None:
-        """Wait for the program's end; the error that tells of it, with its stderr as evidence, None for exit code 0."""
+        """Wait for the program's end. Returns an error with its stderr as evidence, or None for exit code 0."""
         await self._gone.wait()
         code = self.program.process.returncode
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if self._complaints is not None and self._complaints.reason:
-            how += f": {self._complaints.reason}"
+        if self._qemu_warnings is not None and self._qemu_warnings.reason:
+            how += f": {self._qemu_warnings.reason}"
         evidence = self._output.tail()
-        return VmError(f"{self.program.name} {how}", hint="its last words follow", evidence=evidence) if code else None
+        return (
+            VmError(f"{self.program.name} {how}", hint="the end of its stderr follows", evidence=evidence)
+            if code
+            else None
+        )
 
     def close(self) -> None:
         """End the program, and stop reading."""
@@ -226,13 +230,13 @@ class Watched:
             return
         with suppress(OSError):  # a log that cannot be written must not stop the guest
             self._output.write(piece)
-        if self._complaints is not None:
-            self._complaints.feed(piece)
+        if self._qemu_warnings is not None:
+            self._qemu_warnings.feed(piece)
 
     def _reap(self) -> None:
         self._loop.remove_reader(self._pidfd)
         self.program.process.poll()
-        for _ in range(64):  # what it wrote last; bounded, since a child of its own may hold the pipe
+        for _ in range(64):  # read the rest; limited, since a child may hold the pipe open
             before = self._output.tail()
             self._read()
             if self._output.tail() == before:

@@ -12,13 +12,13 @@ from hawse.jail.root import INITRD, KERNEL, Root
 from hawse.plan.model import JailPlan, PlugStep
 from hawse.vm.arguments import VmShape
 
-#: The system calls that QEMU's own filter refuses (QEMU docs/system/invocation, -sandbox): obsolete calls, calls that
-#: change users and rights, that start programs, and that change the scheduling.
+#: QEMU's system call filter (QEMU docs/system/invocation, -sandbox) denies obsolete calls, and calls that change users
+#: and privileges, start programs or change the scheduling.
 _SANDBOX = ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"]
 
 
 class Jail:
-    """Create it when the monitor is in its private mount namespace: the jail's mounts end with that namespace."""
+    """The jail of one QEMU. Create it in the monitor's private mount namespace: its mounts end with the namespace."""
 
     def __init__(self, plan: JailPlan, directory: str, *, name: str, kernel: str, initrd: str) -> None:
         """Raises :class:`HostError`. ``name`` is the sandbox's; the root is mounted at ``directory``."""
@@ -37,8 +37,8 @@ class Jail:
             return tree.hold(directory)
         except OSError as error:
             raise HostError(
-                f"QEMU's files at {directory} cannot be used: {error.strerror}",
-                hint="start again: another start has made them again, for a QEMU that was changed",
+                f"cannot use QEMU's files at {directory}: {error.strerror}",
+                hint="start again: QEMU was changed, and another start has created these files again",
             ) from None
 
     @property
@@ -52,11 +52,11 @@ class Jail:
 
     @property
     def arguments(self) -> list[str]:
-        """The options of QEMU's own filter of system calls, if this QEMU has one."""
+        """The options of QEMU's system call filter, if this QEMU has it."""
         return list(_SANDBOX) if self._plan.filters else []
 
     def enter(self) -> None:
-        """In the child of a fork, before it executes QEMU. Raises :class:`hawse.jail.process.Failure`."""
+        """Enter the jail, in the forked child before it executes QEMU. Raises :class:`hawse.jail.process.Failure`."""
         limits = process.Limits(file_bytes=self._plan.file_bytes)
         process.enter(self.nodes.directory, user=self.user, limits=limits, parent=self._monitor)
 

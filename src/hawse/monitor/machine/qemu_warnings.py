@@ -1,4 +1,4 @@
-"""Lines that QEMU writes to stderr while it runs. A guest causes many of them, so their number is limited."""
+"""Log the lines that QEMU writes to stderr while it runs. A guest can cause many, so their number is limited."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from hawse.errors import VmError, printable
 _NAME = re.compile(r"^(?:\S+Z )?\S*qemu-system-\S+: ")
 _HARDWARE = re.compile(r"hardware error: (.*)")
 #: The host refused to map memory of the guest for a device (QEMU hw/vfio/container.c; vfio_dma_map before 9.0). The
-#: arguments are QEMU's container, the IOVA, the size and QEMU's own address.
+#: arguments are QEMU's container, the IOVA, the size and the address in QEMU's process.
 _NOT_MAPPED = re.compile(r"vfio_(?:container_)?dma_map\(\w+, 0x([0-9a-f]{1,16}), .*\) = -(\d+)")
 _ENOMEM, _EINVAL, _ENOSPC = 12, 22, 28
 _LONGEST, MOST = 1000, 100
 
 
-class Complaints:
-    """``log`` receives each line, :data:`MOST` of them at most; ``fail`` an error for which the VM must end.
+class QemuWarnings:
+    """``log`` receives at most :data:`MOST` lines; ``fail`` receives an error for which the VM must end.
 
     ``address_bits``: the width of the VM's IOMMU.
     """
@@ -35,7 +35,7 @@ class Complaints:
         self.reason = ""
 
     def feed(self, piece: bytes) -> None:
-        """A piece of QEMU's stderr."""
+        """Read a part of QEMU's stderr."""
         *lines, self._rest = (self._rest + piece).split(b"\n")
         self._rest = self._rest[-_LONGEST:]
         for line in lines:
@@ -45,8 +45,8 @@ class Complaints:
     def _take(self, line: str) -> None:
         if self.reason:
             return  # registers
-        if found := _HARDWARE.search(line):
-            self.reason = f"hardware error: {found[1]}"
+        if hardware_error := _HARDWARE.search(line):
+            self.reason = f"hardware error: {hardware_error[1]}"
         if refused := _NOT_MAPPED.search(line):
             self._check_mapping(int(refused[1], 16), int(refused[2]))
         self._count += 1
@@ -55,10 +55,10 @@ class Complaints:
             self._log(f"QEMU: {_NAME.sub('', line)}{last}")
 
     def _check_mapping(self, iova: int, number: int) -> None:
-        """End the VM if the guest has this mapping, and the DMA through it would be lost.
+        """End the VM if the guest requested this mapping, since DMA through it would be lost.
 
-        Other errors are of BARs, which QEMU maps for transfers between devices, beyond the width of the host's IOMMU or
-        of a kind that it cannot map. Hosts without such transfers are common, and QEMU goes on as well.
+        Other errors concern BARs, which QEMU maps for transfers between devices: the address exceeds the width of the
+        host's IOMMU, or the IOMMU cannot map it. Many hosts do not support such transfers, and QEMU continues as well.
         """
         if number in (_ENOMEM, _ENOSPC) or (number == _EINVAL and iova >> self._address_bits == 0):
             self._fail(_lost_dma(iova, number))
@@ -74,7 +74,7 @@ def _lost_dma(iova: int, number: int) -> VmError:
     if number == _EINVAL:
         return VmError(
             f"{message}the host's IOMMU does not translate the IOVA {iova:#x}",
-            hint="have the program use other IOVAs; /sys/kernel/iommu_groups/GROUP/reserved_regions on the host has "
+            hint="let the program use other IOVAs; /sys/kernel/iommu_groups/GROUP/reserved_regions on the host lists "
             "those that no device can use",
         )
     return VmError(

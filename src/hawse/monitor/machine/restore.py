@@ -1,6 +1,6 @@
-"""Getting a machine quickly: from its template where there is a good one, else by a boot that leaves one behind.
+"""Get a VM: restore it from its template, or boot it and save a template for later starts.
 
-Nothing that goes wrong with a template may fail a container: the machine boots then, and one warning says why.
+An error of a template must not fail a container: the VM boots instead, and one warning gives the reason.
 """
 
 from __future__ import annotations
@@ -27,77 +27,77 @@ _POLL_SECONDS = 0.01
 
 
 async def obtain(
-    machine: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps, notes: Notes
+    plan: model.MachinePlan, launched: Launched, directory: str, undo: AsyncExitStack, steps: Steps, notes: Notes
 ) -> Machine:
-    """A machine whose agent answers. Raises what its boot raises; of templates there are only notes."""
-    wanted = machine.template
+    """A VM whose agent answers. Raises as :func:`boot`; errors of templates only give notes."""
+    template = plan.template
     if launched.saved is not None:
-        clone = await _restored(machine, launched, directory, undo, steps, notes)
+        clone = await _restored(plan, launched, directory, undo, steps, notes)
         if clone is not None:
             return clone
         warn = launched.warn
-        launched = launch(machine, directory, steps, share_plugged=False, jail=launched.jail)
+        launched = launch(plan, directory, steps, share_plugged=False, jail=launched.jail)
         launched.warn = warn
-    made = await boot(machine, launched, directory, undo, steps)
-    if wanted is not None:
+    machine = await boot(plan, launched, directory, undo, steps)
+    if template is not None:
         try:
-            await save(machine, wanted, made, undo, steps)
+            await save(plan, template, machine, undo, steps)
         except (HawseError, OSError) as error:
-            if (reason := await made.end()) is not None:
+            if (reason := await machine.end()) is not None:
                 raise reason from None
-            notes.append(warning(f"no template was left for later starts: {_reason(error)}"))
-    begin_sharing(machine, made, undo, steps)
-    return made
+            notes.append(warning(f"cannot save a template for later starts: {_reason(error)}"))
+    begin_sharing(plan, machine, undo, steps)
+    return machine
 
 
 async def _restored(
-    machine: model.MachinePlan,
+    plan: model.MachinePlan,
     launched: Launched,
     directory: str,
     undo: AsyncExitStack,
     steps: Steps,
     notes: Notes,
 ) -> Machine | None:
-    """The machine from its template; None where that fails, after everything of the attempt was taken back."""
-    wanted = machine.template
-    assert wanted is not None
+    """Restore the VM from its template. Returns None if that fails, after the attempt was rolled back."""
+    template = plan.template
+    assert template is not None
     async with AsyncExitStack() as attempt:
         try:
-            made = await restore(machine, launched, directory, attempt, steps)
+            machine = await restore(plan, launched, directory, attempt, steps)
         except (HawseError, OSError) as error:
-            reason = f"the template {wanted.digest[:12]} cannot be restored, and this start is a cold one: "
+            reason = f"cannot restore the template {template.digest[:12]}, and the virtual machine boots instead: "
             notes.append(warning(reason + _reason(error)))
         else:
             undo.push_async_exit(attempt.pop_all())
-            return made
+            return machine
     try:
-        templates.remove(wanted.cache, wanted.digest)
+        templates.remove(template.cache, template.digest)
     except OSError:
-        pass  # gone already, or not ours to remove: it is found wanting again
+        pass  # it is missing, or cannot be removed: then the next start fails to restore it, too
     return None
 
 
 async def save(
-    machine: model.MachinePlan, wanted: model.Template, made: Machine, undo: AsyncExitStack, steps: Steps
+    plan: model.MachinePlan, template: model.Template, machine: Machine, undo: AsyncExitStack, steps: Steps
 ) -> asyncio.Task[None] | None:
-    """Save a machine that has just booted. It stands still only for the copy; the rest is done while it goes on.
+    """Save a VM that has just booted as a template. The VM is paused only for the copy.
 
-    The task that is left ends when others can see the template; None when another process is saving the same. Raises
-    :class:`HawseError` or OSError, with nothing left of the attempt.
+    Returns a task that ends when others can see the template, or None if another process is saving the same template.
+    If it raises :class:`HawseError` or OSError, nothing of the attempt remains.
     """
-    draft = templates.begin(wanted.cache, wanted.digest, machine.shape)
+    draft = templates.begin(template.cache, template.digest, plan.shape)
     if draft is None:
         return None
     try:
-        await made.link.call(Settle(), seconds=_SETTLE_SECONDS)
-        await made.qmp.execute("stop", {}, timeout=_QMP_SECONDS)
+        await machine.link.call(Settle(), seconds=_SETTLE_SECONDS)
+        await machine.qmp.execute("stop", {}, timeout=_QMP_SECONDS)
         try:
             with steps.span(QEMU, "state saved"):
-                state = await _state(made)
+                state = await _state(machine)
             with steps.span(MEMORY, "memory saved"):
-                await asyncio.to_thread(draft.fill, made.ram, state)
+                await asyncio.to_thread(draft.fill, machine.ram, state)
         finally:
-            await made.qmp.execute("cont", {}, timeout=_QMP_SECONDS)
+            await machine.qmp.execute("cont", {}, timeout=_QMP_SECONDS)
     except BaseException:
         draft.close()
         raise
@@ -113,25 +113,25 @@ async def _commit(draft: templates.Draft) -> None:
         draft.close()
 
 
-async def _state(made: Machine) -> bytes:
-    """What QEMU migrates of a machine whose memory stays where it is."""
+async def _state(machine: Machine) -> bytes:
+    """CPU and device state, saved by migration to an fd without RAM (`x-ignore-shared`)."""
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            await made.qmp.give(theirs.fileno(), "state", timeout=_QMP_SECONDS)
+            await machine.qmp.give(theirs.fileno(), "state", timeout=_QMP_SECONDS)
         ours.setblocking(False)
-        await made.qmp.leave_memory_alone(timeout=_QMP_SECONDS)
-        await made.qmp.execute("migrate", {"uri": "fd:state"}, timeout=_QMP_SECONDS)
+        await machine.qmp.leave_memory_alone(timeout=_QMP_SECONDS)
+        await machine.qmp.execute("migrate", {"uri": "fd:state"}, timeout=_QMP_SECONDS)
         state = bytearray()
         async with asyncio.timeout(_SAVE_SECONDS):
             while piece := await asyncio.get_running_loop().sock_recv(ours, _PIECE):
                 state += piece
                 if len(state) > _MAX_STATE:
-                    raise VmError(f"its state has more than {_MAX_STATE} bytes")
-            while (status := await made.qmp.migration(timeout=_QMP_SECONDS)) not in ("completed", "failed"):
+                    raise VmError(f"the saved state has more than {_MAX_STATE} bytes")
+            while (status := await machine.qmp.migration(timeout=_QMP_SECONDS)) not in ("completed", "failed"):
                 await asyncio.sleep(_POLL_SECONDS)
     if status != "completed":
-        raise VmError("QEMU failed to save its state")
+        raise VmError("QEMU failed to save the VM's state")
     return bytes(state)
 
 

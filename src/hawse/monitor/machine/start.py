@@ -1,7 +1,8 @@
-"""Starting a machine's programs: QEMU, and beside it virtiofsd and the copy of a template's memory.
+"""Start a VM's programs, QEMU and virtiofsd, and the copy of a template's memory.
 
-No asyncio here: the monitor loads it, which takes as long as QEMU's start, while they run. Whatever ends the monitor
-ends them (PR_SET_PDEATHSIG), and memory and sockets go with their last descriptor.
+This module does not import asyncio: the monitor imports it while these programs start, which takes equally long. The
+programs end when the monitor ends for any reason (PR_SET_PDEATHSIG). Memory and sockets are released with their last
+descriptor.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Saved:
 
 
 class Copy:
-    """A template's memory on its way into a machine's, in a thread, which closes ``saved.ram`` at its end."""
+    """Copies a template's memory into a VM's, in a thread, which closes ``saved.ram`` at its end."""
 
     def __init__(self, saved: Saved, ram: int, steps: Steps) -> None:
         self._error: OSError | None = None
@@ -50,13 +51,13 @@ class Copy:
             except OSError as error:
                 self._error = error
             finally:
-                os.close(saved.ram)  # a template that is removed gives its room back
+                os.close(saved.ram)  # frees the space of a template that was removed
 
         self._thread = threading.Thread(target=run, name="memory copy")
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait for its end. Raises :class:`VmError` when it failed."""
+        """Wait for the copy. Raises :class:`VmError` if it failed."""
         self._thread.join()
         if self._error is not None:
             raise VmError(f"cannot copy the template's memory: {self._error.strerror}")
@@ -64,7 +65,7 @@ class Copy:
 
 @dataclass
 class Launched:
-    """Programs on their way, and our ends of QEMU's sockets. ``copy`` is None for a machine that boots."""
+    """Started programs, and our ends of QEMU's sockets. ``copy`` is None for a VM that boots."""
 
     qemu: Program
     virtiofsd: Program | None
@@ -77,30 +78,31 @@ class Launched:
     copy: Copy | None
     jail: Jail | None
     undo: ExitStack
-    #: What to do with a warning of QEMU's.
+    #: Called with each warning of QEMU.
     warn: Callable[[str], object] = print
 
     def processes(self) -> list[Process]:
-        """Those that run."""
+        """The running programs and their children."""
         programs = (self.qemu,) if self.virtiofsd is None else (self.qemu, self.virtiofsd)
         return [process for program in programs for process in program.processes()]
 
 
 def begin(machine: model.MachinePlan, directory: str, steps: Steps, notes: Notes, jail: Jail | None = None) -> Launched:
-    """Start a machine's programs, to be restored or to boot. Raises :class:`HostError`; of templates only notes."""
-    wanted = machine.template
-    if wanted is not None and wanted.usable:
+    """Start a VM's programs, to restore or to boot it. Raises :class:`HostError`; errors of templates only give
+    notes."""
+    template = machine.template
+    if template is not None and template.usable:
         try:
-            saved = _open(f"{wanted.cache}/templates/{wanted.digest}")
+            saved = _open(f"{template.cache}/templates/{template.digest}")
         except OSError as error:
-            notes.append(warning(f"the template {wanted.digest[:12]} cannot be opened: {describe(error)}"))
+            notes.append(warning(f"cannot open the template {template.digest[:12]}: {describe(error)}"))
         else:
             try:
                 return launch(machine, directory, steps, share_plugged=False, saved=saved, jail=jail)
             except HostError:
                 os.close(saved.ram)
                 raise
-    return launch(machine, directory, steps, share_plugged=wanted is None, jail=jail)
+    return launch(machine, directory, steps, share_plugged=template is None, jail=jail)
 
 
 def launch(
@@ -113,10 +115,10 @@ def launch(
     jail: Jail | None = None,
     attribute: str = selinux.ATTRIBUTE,
 ) -> Launched:
-    """Start everything; ``Launched.undo`` ends it. Raises :class:`HostError`, with nothing left.
+    """Start all programs; ``Launched.undo`` ends them. If it raises :class:`HostError`, no program is left.
 
-    ``share_plugged``: the share's device is there from the start. ``saved``: restore that in place of booting.
-    ``jail``: QEMU's, None for none. ``attribute`` is where the kernel is told of the programs' label.
+    ``share_plugged``: QEMU starts with the share's device. ``saved``: restore this template instead of booting.
+    ``jail``: QEMU's jail, if any. ``attribute`` is the file in /proc in which the programs' SELinux label is set.
     """
     with ExitStack() as undo:
         ram = _memory(machine)
@@ -154,8 +156,8 @@ def launch(
                 end.close()
         copy = None
         if saved is not None:
-            # Beside QEMU's start: one that waits for its state writes no ROM into the memory (hw/core/loader.c,
-            # rom_reset()). After the forks, which a process of several threads should not do.
+            # While QEMU starts: it writes no ROM into the memory while it waits for its state (hw/core/loader.c,
+            # rom_reset()). After the forks, since a process with several threads should not fork.
             copy = Copy(saved, ram, steps)
             undo.callback(_wait_quietly, copy)
         plugged = share_plugged or machine.shape.share != "virtiofs"
@@ -177,7 +179,7 @@ def _pairs(undo: ExitStack) -> tuple[dict[str, socket.socket], dict[str, socket.
 def _start_qemu(
     machine: model.MachinePlan, ends: Ends, inherited: list[int], directory: str, jail: Jail | None
 ) -> Program:
-    """QEMU, with these descriptors. Raises :class:`HostError`."""
+    """Start QEMU with these descriptors. Raises :class:`HostError`."""
     argv = render(machine.shape, ends)
     if jail is not None:
         if machine.shape.accel == "kvm":
@@ -188,7 +190,7 @@ def _start_qemu(
 
 
 def _start_virtiofsd(machine: model.MachinePlan, fd: int, directory: str) -> Program:
-    """virtiofsd, which gets QEMU's connections at the socket ``fd``. Raises :class:`HostError`."""
+    """Start virtiofsd, which accepts QEMU's connections on the socket ``fd``. Raises :class:`HostError`."""
     return Program(
         "virtiofsd", filled(machine.virtiofsd, fd=fd, directory=f"{directory}/share"),
         log=f"{directory}/virtiofsd.log", descriptors=[fd], whole=True, oom_score_adj=machine.oom_score_adj,
@@ -197,30 +199,32 @@ def _start_virtiofsd(machine: model.MachinePlan, fd: int, directory: str) -> Pro
 
 
 def _memory(machine: model.MachinePlan) -> int:
-    """A descriptor of the guest's RAM. Raises :class:`HostError`."""
+    """Allocate the guest's RAM, and return its descriptor. Raises :class:`HostError`."""
     try:
         return ram_file.make(machine.shape.memory_mib * ram_file.MIB, page_kib=machine.page_kib)
     except OSError as error:
         if not machine.page_kib:
-            raise HostError(f"cannot make the virtual machine's memory: {error.strerror}") from None
-        # Others may have taken them since the plan was made, which says more.
+            raise HostError(f"cannot allocate the virtual machine's memory: {error.strerror}") from None
+        # Another process may have taken the pages since the plan was made: this error explains more.
         host_hugepages.check(machine.shape.memory_mib, machine.page_kib)
         size = host_hugepages.size_name(machine.page_kib)
-        raise HostError(f"cannot make the virtual machine's memory of huge pages of {size}: {error.strerror}") from None
+        raise HostError(
+            f"cannot allocate the virtual machine's memory of huge pages of {size}: {error.strerror}"
+        ) from None
 
 
 def _disk(undo: ExitStack) -> int:
-    """A disk of a device that is there from the start. Raises :class:`HostError`."""
+    """Create the disk of a device that QEMU starts with. Raises :class:`HostError`."""
     try:
         fd = nvme_disks.make()
     except OSError as error:
-        raise HostError(f"cannot make the disk of an emulated device: {error.strerror}") from None
+        raise HostError(f"cannot create the disk of an emulated device: {error.strerror}") from None
     undo.callback(os.close, fd)
     return fd
 
 
 def _share_sockets(directory: str) -> tuple[socket.socket, socket.socket]:
-    """A listening socket for virtiofsd, and QEMU's connected end of it; the name is needed in between alone."""
+    """A listening socket for virtiofsd, and QEMU's connection to it. The socket's path is removed afterwards."""
     listener = sockets.bind(directory, "share.sock")
     try:
         return listener, sockets.connect(directory, "share.sock")
@@ -245,5 +249,5 @@ def _open(place: str) -> Saved:
 
 
 def describe(error: OSError) -> str:
-    """What the system said, and of which file."""
+    """The system's error message, with the file if it has one."""
     return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)

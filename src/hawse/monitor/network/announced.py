@@ -1,7 +1,7 @@
 """Connections of containers that the agent announces: to forwarded sockets of the host, and to name servers.
 
-The guest names what it wants to connect to, and never a path. The monitor connects to it and accepts the connection,
-whose bytes are then a stream of the link, or refuses it.
+The guest names the destination, never a path on the host. The monitor connects to the destination. Then it accepts the
+connection, whose bytes become a stream of the link, or refuses it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Announced(Generic[AnyEvent]):
 
     ``connect`` returns a connected socket that does not block; it raises OSError, LookupError and TimeoutError.
     ``most`` is the number of connections that the agent keeps unanswered or open at once
-    (hawse.agent.streams.announced): one that announces more is not the agent.
+    (hawse.agent.streams.announced). More announcements are a protocol violation.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Announced(Generic[AnyEvent]):
         self._connect: Callable[[AnyEvent], Awaitable[socket.socket]] = connect
         self._what = what
         self._most = most
-        self._room = asyncio.Semaphore(most)
+        self._slots = asyncio.Semaphore(most)
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def take(self, event: AnyEvent) -> None:
+    def handle(self, event: AnyEvent) -> None:
         """Serve a connection that waits in the guest. Raises :class:`LinkError` if the agent announces too many."""
         if self._unanswered >= self._most:
             raise LinkError(f"link: more than {self._most} connections to {self._what} at once")
@@ -53,7 +53,7 @@ class Announced(Generic[AnyEvent]):
             task.cancel()
 
     async def _serve(self, event: AnyEvent) -> None:
-        async with self._room:
+        async with self._slots:
             try:
                 connected = await self._connect(event)
             except (OSError, LookupError):
@@ -66,7 +66,7 @@ class Announced(Generic[AnyEvent]):
             try:
                 await self._processes.accept(connection, event.connection)
                 await connection.close()
-            except (HawseError, OSError):  # only the two ends can be informed
+            except (HawseError, OSError):  # the reset reports the error to both ends
                 connection.reset()
             except BaseException:
                 connection.reset()

@@ -1,8 +1,8 @@
-"""Connections to the loopback of a pod's namespace on the host, passed on to the loopback that its containers have.
+"""Forward connections from the loopback of a pod's namespace on the host to the guest's loopback.
 
-`kubectl port-forward` comes so: containerd and CRI-O dial "localhost" in the namespace (containerd
-internal/cri/server/sandbox_portforward_linux.go; cri-o internal/oci/runtime_oci_linux.go). The agent makes a connection
-of its own for each; between the two there is a stream of the link, as for a preserved descriptor.
+`kubectl port-forward` needs this: containerd and CRI-O dial "localhost" in the namespace (containerd
+internal/cri/server/sandbox_portforward_linux.go; cri-o internal/oci/runtime_oci_linux.go). The agent opens
+a connection in the guest for each. A stream of the link joins the two, as for a preserved descriptor.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ if TYPE_CHECKING:
     from hawse.monitor.network.host_network import Network
     from hawse.monitor.processes.processes import Processes
 
-#: The stream of a connection: that of the first descriptor behind stdio.
+#: The stream of a connection is that of the first descriptor after stdio.
 STREAM = len(STDIO)
-#: As a listening socket's backlog: who comes beyond waits until another has gone.
+#: Maximum concurrent connections; further clients wait in the listen backlog.
 _MAX_CONNECTIONS = 64
 _PAUSE_SECONDS = 1.0
-_RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: close() tells the peer of an error
+_RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: close() resets the connection
 
 
 class Forwards:
-    """All of a sandbox, in the monitor's one event loop."""
+    """All forwarded connections of a sandbox, in the monitor's event loop."""
 
     def __init__(self, network: Network, processes: Processes) -> None:
         self._network = network
         self._processes = processes
         self._loopback: Loopback | None = None
-        self._room = asyncio.Semaphore(_MAX_CONNECTIONS)
+        self._slots = asyncio.Semaphore(_MAX_CONNECTIONS)
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self) -> list[Note]:
-        """Take the ports of the namespace's loopback; what to log."""
+        """Listen on all ports of the namespace's loopback. Returns notes to log."""
         if self._network.namespace < 0:
             return []
         try:
             self._loopback = Loopback(self._network.namespace)
         except (OSError, HawseError) as error:
             reason = error.message if isinstance(error, HawseError) else error.strerror
-            text = "ports of this pod cannot be forwarded: its loopback on the host cannot be taken"
-            return [warning(f"{text}: {reason} (Linux 5.9 with CONFIG_BPF_SYSCALL and CONFIG_NET_SOCK_MSG can)")]
+            text = "ports of this pod cannot be forwarded: cannot listen on its loopback on the host"
+            return [warning(f"{text}: {reason} [use Linux 5.9 with CONFIG_BPF_SYSCALL and CONFIG_NET_SOCK_MSG]")]
         for listening in self._loopback.sockets:
             self._begin(self._accept(listening))
         return []
 
     def end(self) -> None:
-        """Give the ports back; connections that are there end."""
+        """Stop listening, and end all connections."""
         for task in self._tasks:
             task.cancel()
         if self._loopback is not None:
@@ -69,11 +69,11 @@ class Forwards:
         while True:
             try:
                 accepted, _ = await loop.sock_accept(listening)
-            except OSError:  # no descriptors or memory are left (accept(2)): who dials waits until there are
+            except OSError:  # no descriptors or memory are left (accept(2)): clients wait in the backlog
                 await asyncio.sleep(_PAUSE_SECONDS)
                 continue
             try:
-                await self._room.acquire()
+                await self._slots.acquire()
             except BaseException:
                 accepted.close()
                 raise
@@ -81,8 +81,8 @@ class Forwards:
 
     async def _serve(self, accepted: socket.socket) -> None:
         with ExitStack() as undo:
-            undo.callback(self._room.release)
-            undo.enter_context(suppress(HawseError, OSError))  # nobody to tell but who dials
+            undo.callback(self._slots.release)
+            undo.enter_context(suppress(HawseError, OSError))  # the reset reports the error to the client
             failed = undo.enter_context(ExitStack())
             failed.callback(accepted.close)
             port = accepted.getsockname()[1]

@@ -1,8 +1,8 @@
-"""A sandbox's network namespace on the host, and joining its interfaces to taps.
+"""A sandbox's network namespace on the host. Joins its interfaces to taps.
 
-Most interfaces come before the container is created. An engine may also bring some between create and start (Docker
-from version 28 on; moby daemon/start_linux.go), so that start looks again. No asyncio here: QEMU's start would wait
-for its loading. What becomes of the taps is :mod:`hawse.monitor.network.nics`'s.
+Most interfaces exist before the container is created. An engine may add some between create and start (Docker from
+version 28 on; moby daemon/start_linux.go), so start looks for new ones again. This module does not import asyncio,
+since QEMU's start would wait for the import. :mod:`hawse.monitor.network.nics` passes the taps to QEMU.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ Joined = tuple[list[tuple[Document, int]], list[str]]
 
 
 class Joining:
-    """The program :mod:`hawse.tap_helper.main` at work on some interfaces."""
+    """A running :mod:`hawse.tap_helper.main`, which joins some interfaces to taps."""
 
-    def __init__(self, namespace: int, wanted: list[int], record: str, *, program: str = _PROGRAM) -> None:
-        """Start it; nothing is waited for. Raises :class:`HostError` when it cannot be started."""
+    def __init__(self, namespace: int, indices: list[int], record: str, *, program: str = _PROGRAM) -> None:
+        """Start the program, without waiting for it. Raises :class:`HostError` if it cannot be started."""
         try:
             with ExitStack() as undo:
                 self._connection, theirs = socket.socketpair()
                 undo.callback(self._connection.close)
                 self._connection.settimeout(_ANSWER_SECONDS)
                 with theirs:
-                    self._connection.sendall(json.dumps({"wanted": wanted}).encode())
+                    self._connection.sendall(json.dumps({"wanted": indices}).encode())
                     arguments = [str(theirs.fileno()), str(namespace), record, VERSION]
                     self._process = subprocess.Popen(
                         [sys.executable, "-I", "-c", program, *arguments],
@@ -52,17 +52,17 @@ class Joining:
                 undo.pop_all()
         except OSError as error:
             raise HostError(
-                f"the program that joins the network interfaces cannot be started: {error.strerror}",
-                hint="the host may have no memory, processes or descriptors left",
+                f"cannot start the program that joins the network interfaces: {error.strerror}",
+                hint="the host may be out of memory, processes or descriptors",
             ) from None
 
     def wait(self) -> Joined:
-        """What became of it. Raises what the program raised."""
+        """Wait for the program. Returns the taps and warnings, or raises the program's error."""
         taps: list[int] = []
         try:
             data = bytearray()
             while b"\n" not in data and len(data) < _MAX_ANSWER:
-                # What is received may end with the first descriptor's byte, and with no other's (unix(7), SCM_RIGHTS).
+                # A read stops at the byte that carries a descriptor, so it returns one at most (unix(7), SCM_RIGHTS).
                 piece, fds, _, _ = socket.recv_fds(self._connection, 65536, 1)
                 taps += fds
                 if not piece:
@@ -81,39 +81,41 @@ class Joining:
             for tap in taps:
                 os.close(tap)
             raise HostError(
-                "the program that joins the network interfaces ended before its time", hint="monitor.log has its words"
+                "the program that joins the network interfaces ended without an answer",
+                hint="see its output in monitor.log",
             ) from None
         finally:
             self.end()
         return list(zip(answer["interfaces"], taps, strict=True)), answer["warnings"]
 
     def end(self) -> None:
-        """Close the connection, which has it undo what it has not handed over, and wait for its end."""
+        """Close the connection, and wait for the program's end. It undoes the interfaces that it has not passed on."""
         self._connection.close()
         self._process.wait()
 
 
 class Network:
-    """The namespace, once it is known, and what of it is the sandbox's."""
+    """The network namespace, if it is known, and the interfaces in it that the sandbox uses."""
 
     def __init__(self, path: str, directory: str) -> None:
-        """Open the namespace at ``path``, if any. Raises :class:`ConfigError` where it is none."""
+        """Open the namespace at ``path``, "" for none. Raises :class:`ConfigError` if it is not a network namespace."""
         self._directory = directory
         self._namespace = -1
         self._known: set[int] = set()
         self._joining: Joining | None = None
-        #: A packet socket in the namespace that receives nothing. It is made here since later the monitor may not.
+        #: A packet socket in the namespace that receives nothing. It is opened with the namespace, since the monitor
+        #: drops the privilege later.
         self.packets: socket.socket | None = None
         if path:
             self._keep(network_namespace.open_path(path), path)
 
     @property
     def namespace(self) -> int:
-        """A descriptor of it, -1 for none; it is closed with this object."""
+        """The namespace's descriptor, -1 for none. :meth:`close` closes it."""
         return self._namespace
 
     def look(self) -> None:
-        """Begin to join the interfaces that are new, if any; only the look is waited for."""
+        """List the interfaces, and start to join new ones. Does not wait for the join."""
         if self._namespace < 0:
             return
         new = network_namespace.within(self._namespace, network_namespace.interfaces).keys() - self._known
@@ -122,10 +124,10 @@ class Network:
             self._joining = Joining(self._namespace, sorted(new), redirects.record(self._directory))
 
     def adopt(self, process: Process) -> None:
-        """Where the plan names no namespace, the one of the container's process on the host is the sandbox's.
+        """Use the network namespace of the container's process on the host, if the plan names no namespace.
 
-        Engines that make the network after the container find it there. Raises :class:`ConfigError` where that is the
-        host's own, and :class:`StateError` where the process has ended.
+        Engines that set up the network after the container use this namespace. Raises :class:`ConfigError` if it is the
+        host's network namespace, and :class:`StateError` if the process has ended.
         """
         if self._namespace >= 0:
             return
@@ -145,18 +147,18 @@ class Network:
         self._keep(namespace, path)
 
     def make_socket(self, kind: int) -> socket.socket:
-        """A socket of IPv4 in the namespace, which does not block. Raises OSError or :class:`HostError`."""
+        """Create a non-blocking IPv4 socket in the namespace. Raises OSError or :class:`HostError`."""
         kind |= socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
         return network_namespace.within(self._namespace, lambda: socket.socket(socket.AF_INET, kind))
 
-    def taken(self) -> Joining | None:
-        """What the last look has begun, once; it is the caller's to wait for."""
+    def take_joining(self) -> Joining | None:
+        """Return the program that :meth:`look` started, once. The caller must wait for it."""
         joining, self._joining = self._joining, None
         return joining
 
     def close(self) -> None:
-        """Undo what was done to the interfaces. Raises :class:`HostError` where that fails."""
-        joining = self.taken()
+        """Restore the interfaces. Raises :class:`HostError` if that fails."""
+        joining = self.take_joining()
         if joining is not None:
             joining.end()
         try:
@@ -173,7 +175,7 @@ class Network:
         number = os.fstat(self._namespace).st_ino
         entry = {"path": path, "inode": number, "cookie": network_namespace.cookie(self._namespace)}
         redirects.note(redirects.record(self._directory), entry)
-        with suppress(OSError):  # a kernel without them: what they are for warns
+        with suppress(OSError):  # a kernel without packet sockets: Nics warns
             self.packets = network_namespace.within(
                 namespace, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             )

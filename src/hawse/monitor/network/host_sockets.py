@@ -8,20 +8,20 @@ from collections.abc import Callable
 
 from hawse.monitor.agent.events import Dial
 
-#: As many connections as the agent has at once (hawse.agent.streams.announced).
+#: The agent's limit of concurrent connections (hawse.agent.streams.announced).
 MOST = 64
 
 
 class HostSockets:
-    """``open_socket`` returns a descriptor of a container's socket of a name. It raises OSError and LookupError."""
+    """``open_socket(container, name)`` returns a descriptor of a socket. It raises OSError and LookupError."""
 
     def __init__(self, open_socket: Callable[[str, str], int]) -> None:
         self._open_socket = open_socket
 
     async def connect(self, dial: Dial) -> socket.socket:
-        """Connect to the very socket that was bound when the container was created, as through a bind mount.
+        """Connect to the socket that existed when the container was created, as through a bind mount.
 
-        Another one may have been created at its path since. Raises as ``open_socket``.
+        Another socket may have replaced it at its path since then. Raises as ``open_socket``.
         """
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:

@@ -1,8 +1,8 @@
 """Name servers on the loopback of the sandbox's network namespace, for example Docker's at 127.0.0.11.
 
 Docker's server is the only one that knows the names of other containers (moby libnetwork/resolver.go), and the
-container's resolv.conf names it. The guest has its own loopback: the agent listens there, and the monitor connects
-what it announces to the server. See :mod:`hawse.agent.streams.name_servers`.
+container's resolv.conf names it. The loopback in the guest is another one: the agent listens there, and the
+monitor connects each announced query to the server. See :mod:`hawse.agent.streams.name_servers`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from hawse.monitor.network.host_network import Network
     from hawse.plan.model import ContainerPlan
 
-#: As many connections as the agent has at once: 64 over TCP, and 64 queries over UDP (hawse.agent.streams.announced).
+#: The agent's limit: 64 concurrent connections over TCP, and 64 queries over UDP (hawse.agent.streams.announced).
 MOST = 128
 _FILE = "/etc/resolv.conf"
 _PORT = 53
@@ -47,7 +47,7 @@ class NameServers:
         self._queries: set[asyncio.Task[None]] = set()
 
     async def serve(self, link: GuestLink) -> None:
-        """Let the agent listen for the servers that the container's resolv.conf names now."""
+        """Ask the agent to listen at the addresses of the servers that the container's resolv.conf names now."""
         servers = [server for server in loopback_servers(_read(self._path)) if server not in self._servers]
         if servers:
             self._servers += servers
@@ -72,12 +72,13 @@ class NameServers:
         return theirs
 
     def end(self) -> None:
-        """End the queries that have no answer yet."""
+        """End all unanswered queries."""
         for task in self._queries:
             task.cancel()
 
     async def _exchange(self, server: str, guest: socket.socket) -> None:
-        """Send one query over UDP and return the answer; without an answer, end the connection as a dead server."""
+        """Send one query over UDP and pass its answer on. Without an answer, the connection ends, as with a dead
+        server."""
         loop = asyncio.get_running_loop()
         with guest, suppress(OSError):
             async with asyncio.timeout(_SECONDS):
@@ -100,7 +101,7 @@ class NameServers:
 
 
 async def _read_message(connection: socket.socket) -> bytes:
-    """The message behind two bytes of length; empty if the connection ends before its end."""
+    """Read a message after its two bytes of length. Returns b"" if the connection ends within it."""
     loop = asyncio.get_running_loop()
     data = b""
     while len(data) < 2 or len(data) < 2 + int.from_bytes(data[:2], "big"):
@@ -138,8 +139,11 @@ def _path(plan: ContainerPlan, places: Mapping[str, str]) -> str:
 
 
 def _read(path: str) -> str:
-    """At most 64 KiB of a regular file; "" for any other file. The container may have written it, and may have replaced
-    it by a link to a device of the host, which is not opened since that may have effects."""
+    """Read at most 64 KiB of a regular file; "" for any other file.
+
+    The container may have replaced the file by a link to a device of the host. Such a device is not opened, since that
+    may have side effects.
+    """
     try:
         place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

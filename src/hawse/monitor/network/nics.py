@@ -1,4 +1,4 @@
-"""A virtual machine's network interfaces: taps given to QEMU, devices plugged, and the guest told what they are."""
+"""A VM's network interfaces: pass taps to QEMU, plug the devices, and configure the interfaces in the guest."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _VHOST = "/dev/vhost-net"
 
 
 class Nics:
-    """What a sandbox has of its namespace; ``seen`` tells of each interface, for the state."""
+    """The network interfaces of a sandbox. ``state_entries`` describes each, for the container's state."""
 
     def __init__(self, plan: SandboxPlan, network: Network, claims: Claims, *, vhost: str = _VHOST) -> None:
-        """``vhost`` is the device file by which the host kernel moves packets for a VM that runs under KVM."""
+        """``vhost`` is the device file of vhost-net, with which the host kernel moves packets for a VM under KVM."""
         self.network = network
-        self.seen: list[Document] = []
+        self.state_entries: list[Document] = []
         self._seconds = plan.machine.device_seconds
         self._vhost = vhost if plan.machine.shape.accel == "kvm" else ""
         self._free: Port | None = plan.network_port
@@ -43,10 +43,13 @@ class Nics:
         self._failed = False
 
     async def plug(self, qmp: Qmp, link: GuestLink) -> Notes:
-        """Plug what the network's last look found, and have the guest configure it; what to log. Raises HawseError."""
+        """Plug the interfaces that :meth:`Network.look` found, and configure them in the guest.
+
+        Returns notes to log. Raises HawseError.
+        """
         if self._failed:
             raise VmError("the network of the virtual machine is in an unknown state", hint="delete the container")
-        joining = self.network.taken()
+        joining = self.network.take_joining()
         if joining is None:
             return []
         self._failed = True
@@ -58,7 +61,7 @@ class Nics:
                 ports.append(port)
             if joined:
                 self._free = None
-                warnings += self._follow(qmp)
+                warnings += self._apply_filters(qmp)
             with qmp.listen("DEVICE_DELETED") as events:
                 for number, port, function in place_interfaces(len(joined), ports):
                     interface, tap = joined[number]
@@ -79,15 +82,15 @@ class Nics:
         return [warning(text) for text in warnings]
 
     def end(self) -> None:
-        """Ask for no more packets at the host's interfaces than before."""
+        """Restore the receive filters of the host's interfaces."""
         self._filters.end()
 
-    def _follow(self, qmp: Qmp) -> list[str]:
-        """Have the host's interfaces receive what the guest's are to receive; what to warn of."""
+    def _apply_filters(self, qmp: Qmp) -> list[str]:
+        """Apply the guest's receive filters to the host's interfaces. Returns warnings."""
         if self.network.packets is None:
             return [
-                "the host has no packet sockets (CONFIG_PACKET): interfaces that filter addresses, macvlans and NICs, "
-                "do not receive the multicast groups that the container joins"
+                "the host kernel has no packet sockets (CONFIG_PACKET): interfaces that filter addresses (macvlans and "
+                "NICs) do not receive the multicast groups that the container joins"
             ]
         self._filters.begin(qmp, self.network.packets)
         return []
@@ -95,7 +98,7 @@ class Nics:
     async def _plug(self, qmp: Qmp, name: str, mac: str, port: Port, function: int, tap: int, *, alone: bool) -> None:
         vhost = None
         if self._vhost:
-            with suppress(OSError):  # not there, or not for us: QEMU moves the packets itself
+            with suppress(OSError):  # missing or not permitted: QEMU moves the packets itself
                 vhost = os.open(self._vhost, os.O_RDWR | os.O_CLOEXEC)
         try:
             await qmp.give(tap, name, timeout=_QMP_SECONDS)
@@ -108,7 +111,7 @@ class Nics:
                 os.close(vhost)
 
     def _for_guest(self, interface: Document, address: str) -> Document:
-        self.seen.append({"name": interface["name"], "mac": interface["mac"], "guest": address})
+        self.state_entries.append({"name": interface["name"], "mac": interface["mac"], "guest": address})
         keys = ("name", "mtu", "flags", "settings", "addresses", "routes", "neighbours")
         return {"address": address} | {key: interface[key] for key in keys}
 
@@ -124,7 +127,7 @@ class Nics:
             if not work.done() and lost.result() is not None:
                 raise DeviceError(
                     "the guest unplugged a network interface as soon as it was plugged",
-                    hint="its console log has the reason; try again",
+                    hint="try again; console.log shows why",
                 )
             await work
         finally:

@@ -1,14 +1,14 @@
-"""What the guest's NICs are to receive beside their own packets, asked for at the host's interfaces as well.
+"""Apply the receive filters of the guest's NICs to the host's interfaces.
 
 A program in the guest joins a multicast group, sets an interface promiscuous or gives it another hardware address, and
 the guest's driver writes that into the filter of its virtio-net device. A macvlan, a virtual function or a physical
-NIC on the host drops what nobody there asked for. So the monitor follows that filter: QEMU's event
-NIC_RX_FILTER_CHANGED comes once, until query-rx-filter is asked (QEMU qapi/net.json; hw/net/virtio-net.c). What it has
-is set as memberships of a packet socket (packet(7), PACKET_ADD_MEMBERSHIP), which do to the interface what the same
-program would do under runc. The kernel drops them when the socket is closed, at the monitor's death at the latest.
+NIC on the host drops packets for which the host has no filter. So the monitor copies the filter: QEMU sends the event
+NIC_RX_FILTER_CHANGED once, until the next query-rx-filter (QEMU qapi/net.json; hw/net/virtio-net.c). The filter's
+entries are set as memberships of a packet socket (packet(7), PACKET_ADD_MEMBERSHIP). They affect the interface as the
+same program under runc would. The kernel drops them when the socket is closed, at the monitor's death at the latest.
 
-The guest is hostile: it gets no more than a program with CAP_NET_RAW in the interface's namespace has under runc, for
-at most :data:`MOST_ADDRESSES` addresses of a kind, and one query in :data:`PAUSE_SECONDS`.
+The guest is hostile. It can receive no more than a program with CAP_NET_RAW in the interface's namespace under runc. It
+is limited to :data:`MOST_ADDRESSES` addresses of a kind, and to one query in :data:`PAUSE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from hawse.vm.qmp import Qmp
 
 EVENT = "NIC_RX_FILTER_CHANGED"
-#: As QEMU's own table has (hw/net/virtio-net.c, MAC_TABLE_ENTRIES); beyond, everything of the kind is received.
+#: The size of QEMU's table (hw/net/virtio-net.c, MAC_TABLE_ENTRIES). With more, all packets of the kind are received.
 MOST_ADDRESSES = 64
-#: A guest can change its filter in a loop.
+#: Minimum time between two queries: a guest can change its filter in a loop.
 PAUSE_SECONDS = 0.05
 _QMP_SECONDS = 30.0
 _WAIT_SECONDS = 3600.0
@@ -46,11 +46,11 @@ _WORDS = {
 _REQUEST = struct.Struct("=iHH8s")
 
 Membership = tuple[int, bytes]
-"""A kind of packet(7), and the hardware address where the kind has one."""
+"""A membership type of packet(7), and the hardware address, b"" if the type has none."""
 
 
 class RxFilter(msgspec.Struct, rename="kebab"):
-    """One answer of query-rx-filter, of QEMU's RxFilterInfo what is read."""
+    """One answer of query-rx-filter: the fields of QEMU's RxFilterInfo that are used."""
 
     promiscuous: bool
     multicast: Literal["normal", "none", "all"]
@@ -62,17 +62,22 @@ class RxFilter(msgspec.Struct, rename="kebab"):
     multicast_table: list[str]
 
 
-def memberships(found: RxFilter, mac: str) -> set[Membership]:
-    """What the interface with the address ``mac`` is asked for. Pure; addresses that are none are ignored."""
-    unicast = _packed([found.main_mac, *found.unicast_table], multicast=False) - {_bytes(mac)}
-    multicast = _packed(found.multicast_table, multicast=True)
-    if found.promiscuous or found.unicast == "all" or found.unicast_overflow or len(unicast) > MOST_ADDRESSES:
-        wanted = {(_PROMISCUOUS, b"")}
+def memberships(rx_filter: RxFilter, mac: str) -> set[Membership]:
+    """The memberships for an interface with the address ``mac``. Invalid addresses are ignored. Pure."""
+    unicast = _packed([rx_filter.main_mac, *rx_filter.unicast_table], multicast=False) - {_bytes(mac)}
+    multicast = _packed(rx_filter.multicast_table, multicast=True)
+    if (
+        rx_filter.promiscuous
+        or rx_filter.unicast == "all"
+        or rx_filter.unicast_overflow
+        or len(unicast) > MOST_ADDRESSES
+    ):
+        requested = {(_PROMISCUOUS, b"")}
     else:
-        wanted = {(_UNICAST, address) for address in unicast}
-    if found.multicast == "all" or found.multicast_overflow or len(multicast) > MOST_ADDRESSES:
-        return wanted | {(_ALL_MULTICAST, b"")}
-    return wanted | ({(_MULTICAST, a) for a in multicast} if found.multicast == "normal" else set())
+        requested = {(_UNICAST, address) for address in unicast}
+    if rx_filter.multicast == "all" or rx_filter.multicast_overflow or len(multicast) > MOST_ADDRESSES:
+        return requested | {(_ALL_MULTICAST, b"")}
+    return requested | ({(_MULTICAST, a) for a in multicast} if rx_filter.multicast == "normal" else set())
 
 
 def _packed(addresses: Iterable[str], *, multicast: bool) -> set[bytes]:
@@ -90,12 +95,12 @@ class _Nic:
     name: str
     mac: str
     held: set[Membership] = field(default_factory=set)
-    told: set[str] = field(default_factory=set)
+    logged: set[str] = field(default_factory=set)
 
-    def tell(self, problem: str) -> None:
-        """Log a problem, each once: a guest can cause it again and again."""
-        if problem not in self.told:
-            self.told.add(problem)
+    def log_once(self, problem: str) -> None:
+        """Log a problem once: a guest can cause it repeatedly."""
+        if problem not in self.logged:
+            self.logged.add(problem)
             print(f"interface {self.name}: {problem}", file=sys.stderr)
 
 
@@ -108,11 +113,11 @@ class RxFilters:
         self._task: asyncio.Task[None] | None = None
 
     def add(self, device: str, *, index: int, name: str, mac: str) -> None:
-        """Follow a device of QEMU's that an interface is joined to; call it before the guest has it."""
+        """Watch the QEMU device of an interface. Call this before the guest gets the device."""
         self._nics[device] = _Nic(index, name, mac)
 
     def begin(self, qmp: Qmp, packets: socket.socket) -> None:
-        """Listen from the event loop's next turn on, before QEMU can answer a command that is sent now.
+        """Listen for events from the next turn of the event loop on, before QEMU can answer a command that is sent now.
 
         ``packets`` is a packet socket in the namespace that receives nothing.
         """
@@ -121,7 +126,7 @@ class RxFilters:
             self._task = asyncio.create_task(self._follow(qmp))
 
     def end(self) -> None:
-        """Drop what is asked for of the host's interfaces."""
+        """Drop all memberships of the host's interfaces."""
         if self._task is not None:
             self._task.cancel()
         if self._packets is not None:
@@ -137,26 +142,26 @@ class RxFilters:
                 nic = self._nics[device]
                 try:
                     answer = await qmp.execute("query-rx-filter", {"name": device}, timeout=_QMP_SECONDS)
-                    [found] = msgspec.convert(answer, list[RxFilter])
-                    self._set(nic, found)
+                    [rx_filter] = msgspec.convert(answer, list[RxFilter])
+                    self._set(nic, rx_filter)
                 except ValueError:  # msgspec's errors are ValueErrors
-                    nic.tell("QEMU's answer to query-rx-filter is malformed")
+                    nic.log_once("QEMU's answer to query-rx-filter is malformed")
                 except HawseError as error:
                     if qmp.ended:
                         return
-                    nic.tell(error.message)
+                    nic.log_once(error.message)
                 await asyncio.sleep(PAUSE_SECONDS)
 
-    def _set(self, nic: _Nic, found: RxFilter) -> None:
-        wanted = memberships(found, nic.mac)
-        for membership in sorted(wanted - nic.held):
+    def _set(self, nic: _Nic, rx_filter: RxFilter) -> None:
+        requested = memberships(rx_filter, nic.mac)
+        for membership in sorted(requested - nic.held):
             try:
                 self._change(_ADD, nic.index, membership)
                 nic.held.add(membership)
             except OSError as error:
-                nic.tell(f"cannot receive {_WORDS[membership[0]]}: {error.strerror}")
-        for membership in sorted(nic.held - wanted):
-            with suppress(OSError):  # it went with the interface
+                nic.log_once(f"cannot receive {_WORDS[membership[0]]}: {error.strerror}")
+        for membership in sorted(nic.held - requested):
+            with suppress(OSError):  # the interface was removed
                 self._change(_DROP, nic.index, membership)
             nic.held.discard(membership)
 

@@ -1,8 +1,8 @@
-"""Every TCP port of a network namespace's loopback, taken by two sockets that listen there.
+"""Two sockets that accept connections to every TCP port of a network namespace's loopback.
 
-A program of the kernel's socket lookup (Linux Documentation/bpf/prog_sk_lookup.rst, since 5.9) sends connections to
-127.0.0.1 and ::1 to them, whatever their port; the other addresses of the loopback, such as that of Docker's name
-server, are left alone. It is attached for as long as a descriptor is open, so that with this process it is gone too.
+A BPF program for the socket lookup (Linux Documentation/bpf/prog_sk_lookup.rst, since 5.9) redirects connections to
+127.0.0.1 and ::1 to these sockets, for all ports. It does not affect other addresses of the loopback, such as that of
+Docker's name server. The program stays attached while its descriptor is open, so it is detached when this process ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hawse.host import network_namespace
 from hawse.linux.libc import libc
 
 _SYS_BPF = 321  # x86-64: arch/x86/entry/syscalls/syscall_64.tbl
-# include/uapi/linux/bpf.h: commands, a type of maps, one of programs and of attachments, helpers.
+# include/uapi/linux/bpf.h: commands, a map type, a program type and an attach type, helpers.
 _MAP_CREATE, _MAP_UPDATE, _PROG_LOAD, _LINK_CREATE = 0, 2, 5, 28
 _SOCKMAP = 15
 _SK_LOOKUP, _ATTACH_SK_LOOKUP = 30, 36
@@ -30,11 +30,14 @@ _BACKLOG = 64
 
 
 class Loopback:
-    """The two sockets, as a context. ``sockets`` listen and do not block; what one accepts has the port that was asked
-    for as its own. There is one where the namespace has no IPv6."""
+    """The two sockets, as a context manager. ``sockets`` listen and are non-blocking.
+
+    The local port of an accepted connection is the port that the client connected to. Without IPv6 in the namespace
+    there is one socket.
+    """
 
     def __init__(self, namespace: int) -> None:
-        """Take the ports. Raises OSError where the kernel does not let us, HostError where it is no namespace."""
+        """Listen. Raises OSError if the kernel refuses, and HostError if ``namespace`` is not a network namespace."""
         with ExitStack() as undo:
             self.sockets = network_namespace.within(namespace, _listen)
             for listening in self.sockets:
@@ -55,17 +58,17 @@ class Loopback:
         self.close()
 
     def close(self) -> None:
-        """Give the ports back."""
+        """Close the sockets, and detach the program."""
         self._undo.close()
 
 
 def _listen() -> list[socket.socket]:
-    found = [socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)]
+    listeners = [socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG)]
     with suppress(OSError):  # a namespace may have no IPv6
-        found.append(socket.create_server(("::1", 0), family=socket.AF_INET6, backlog=_BACKLOG))
-    for listening in found:
+        listeners.append(socket.create_server(("::1", 0), family=socket.AF_INET6, backlog=_BACKLOG))
+    for listening in listeners:
         listening.setblocking(False)
-    return found
+    return listeners
 
 
 def _put(sockets: int, key: int, listening: int) -> None:
@@ -76,7 +79,7 @@ def _put(sockets: int, key: int, listening: int) -> None:
 def _load(code: bytes) -> int:
     text, license_ = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"Apache-2.0")
     where = struct.pack("<IIQQ", _SK_LOOKUP, len(code) // 8, ctypes.addressof(text), ctypes.addressof(license_))
-    # No log of the verifier's; no version; no flags; a name; no interface; what it is to be attached to.
+    # No verifier log; no version; no flags; a name; no interface; the attach type.
     return _bpf(_PROG_LOAD, where + struct.pack("<IIQII16sII", 0, 0, 0, 0, 0, b"hawse_loopback", 0, _ATTACH_SK_LOOKUP))
 
 
@@ -90,9 +93,9 @@ def _bpf(command: int, attributes: bytes) -> int:
 
 def _program(sockets: int) -> bytes:
     """The instructions (Linux Documentation/bpf/standardization/instruction-set.rst): the map's socket of the address's
-    family for TCP to 127.0.0.1 or ::1, else the kernel's own lookup. Pure."""
+    family for TCP to 127.0.0.1 or ::1, else the kernel's usual lookup. Pure."""
     load, store, move, set_, add, load_map = 0x61, 0x62, 0xBF, 0xB7, 0x07, 0x18
-    equal, unequal = 0x16, 0x56  # of the lower 32 bits, which is what is loaded
+    equal, unequal = 0x16, 0x56  # comparisons of the lower 32 bits, the size of the loaded values
     null, go, call, leave = 0x15, 0x05, 0x85, 0x95
     one, loopback4 = (int.from_bytes(socket.inet_aton(ip), "little") for ip in ("0.0.0.1", "127.0.0.1"))
     ours = [
@@ -109,7 +112,7 @@ def _program(sockets: int) -> bytes:
     six += [_step(store, 10, offset=-4, value=1)]
     choose = [
         _step(move, 6, 1),
-        _step(load_map, 1, 1, value=sockets), _step(0),  # it takes the place of two
+        _step(load_map, 1, 1, value=sockets), _step(0),  # the instruction has 16 bytes, the size of two
         _step(move, 2, 10), _step(add, 2, value=-4), _step(call, value=_MAP_LOOKUP_ELEM),
         _step(null, 0, value=0, jump="pass"),
         _step(move, 7, 0),

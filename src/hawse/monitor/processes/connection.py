@@ -15,13 +15,13 @@ from hawse.link.streams import BOTH, STDIO
 if TYPE_CHECKING:
     from hawse.monitor.agent.guest_link import Route
 
-#: The stream of a connection: that of the first descriptor behind stdio.
+#: The stream of a connection is that of the first descriptor after stdio.
 STREAM = len(STDIO)
-_RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: close() tells the peer of an error
+_RESET = struct.pack("ii", 1, 0)  # socket(7), SO_LINGER: close() resets the connection
 
 
 class Connection:
-    """One connection of the host's; a :class:`hawse.monitor.agent.guest_link.Sink` for what the guest answers."""
+    """A connection on the host, and the :class:`hawse.monitor.agent.guest_link.Sink` of the guest's data for it."""
 
     directions: tuple[str, ...] = (*STDIO, BOTH)
 
@@ -36,7 +36,7 @@ class Connection:
         self.ended = asyncio.Event()
 
     def send(self, stream: int, kind: int, payload: bytes) -> None:
-        """Take a frame of the guest. What is of another stream is dropped, and no credit is given back for it."""
+        """Accept a frame of the guest. Frames of other streams are dropped, without new credit for them."""
         if stream != STREAM:
             return
         if kind == CREDIT:
@@ -48,14 +48,16 @@ class Connection:
         self._changed.set()
 
     def exit(self) -> None:
-        """Both directions have ended in the guest."""
+        """Mark both directions as ended: the guest has closed the connection."""
         self._answered = True
         self._changed.set()
         self.ended.set()
 
     async def serve(self, route: Route) -> None:
-        """Pass on what comes from either side until both have ended: what the guest has sent to its last byte, and
-        nothing more to a guest that has ended the connection. Raises OSError when the host's side is gone."""
+        """Forward data in both directions until both have ended. Raises OSError when the host's side fails.
+
+        All data of the guest is delivered. Nothing is sent to a guest that has closed the connection.
+        """
         sending, ended = asyncio.create_task(self._to_guest(route)), asyncio.create_task(self.ended.wait())
         receiving = asyncio.create_task(self._from_guest(route))
 
@@ -71,14 +73,14 @@ class Connection:
                 task.cancel()
 
     def reset(self) -> None:
-        """Have the host's side see an error."""
+        """Reset the connection, so that the program on the host gets an error."""
         connection: socket.socket = self._writer.get_extra_info("socket")
         with suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._writer.transport.abort()
 
     async def close(self) -> None:
-        """Let it go; what is still to be written is written."""
+        """Write the remaining data, and close the connection."""
         self._writer.close()
         with suppress(OSError):
             await self._writer.wait_closed()

@@ -1,4 +1,4 @@
-"""The processes of a sandbox's containers: each has a number, a proxy on the host, and streams between the two."""
+"""The processes of a sandbox's containers. Streams connect each process in the guest to its proxy on the host."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hawse.monitor.processes.connection import Connection
 from hawse.monitor.processes.proxy_connections import Proxy
 
 _PROXY_SECONDS = 20.0
-#: A process's last output is 256 KiB a stream at most. A proxy reads it at once, unless it is stopped.
+#: The last output of a process is 256 KiB per stream at most. A proxy reads it at once, unless it is stopped.
 _FLUSH_SECONDS = 5.0
-#: Exit codes of a process that the kernel has killed, and of one whose end nobody has seen.
+#: Exit codes of a process that the kernel killed, and of a process whose exit code is unknown.
 KILLED, LOST = 128 + signal.SIGKILL, 255
 Value = TypeVar("Value")
 
 
-async def whole(work: Awaitable[Value]) -> Value:
-    """The result of work that goes on when nobody waits for it any more, in a thread or in the guest.
+async def uninterrupted(work: Awaitable[Value]) -> Value:
+    """The result of work that cannot be cancelled: it continues in a thread or in the guest.
 
-    A cancellation is passed on when the work has ended: only then can what it did be undone. Later cancellations change
-    nothing: the caller may have gone, and then its container is deleted, too.
+    A cancellation is raised when the work has ended, since its effects cannot be undone before. Further cancellations
+    are ignored: the caller may have disconnected, and then its container is deleted as well.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -49,72 +49,73 @@ class _Running:
 
 
 class Processes:
-    """All of them, in the monitor's one event loop. ``seconds``: what a call of the agent may take."""
+    """The processes of all containers, in the monitor's event loop. ``seconds``: the timeout of a call to the agent."""
 
     def __init__(self, *, seconds: float) -> None:
         self._seconds = seconds
         self._link: GuestLink | None = None
         self._proxies: dict[str, asyncio.Future[Proxy]] = {}
         self._claimed: set[str] = set()
-        self._unwanted: set[str] = set()
+        self._rejected: set[str] = set()
         self._running: dict[int, _Running] = {}
         self._connections: dict[int, Connection] = {}
         self._newest = 0
         self._held: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
-        #: What to do with a proxy that has been told its exit code.
-        self.see_off: Callable[[Process], Awaitable[None]] | None = None
+        #: Called with a proxy's process after the exit code was sent to it.
+        self.await_proxy_exit: Callable[[Process], Awaitable[None]] | None = None
 
     def begin(self, link: GuestLink) -> None:
-        """The agent answers."""
+        """Use this link, whose agent answers calls from now on."""
         self._link = link
         link.on_exit = self._exited
 
     async def call(self, call: Call[Answer], *, more: float = 0.0, within: float | None = None) -> Answer:
-        """Ask the agent. ``more``: seconds that it may take beside what every call may; ``within``: in their place."""
+        """Call the agent. ``more``: seconds to add to the usual timeout; ``within``: seconds that replace it."""
         if self._link is None:
             raise StateError(f"container {getattr(call, 'container', '')} is still being created")
         seconds = self._seconds + more if within is None else within
         return await self._link.call(call, seconds=seconds)
 
     def hold(self, container: str, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that is to be done before an end of one of the container's processes is told."""
+        """Start work that must complete before the exit of a process of the container is reported."""
         self._held[container] = self._begin(work)
 
     def proxies(self, container: str) -> list[int]:
-        """The pids on the host of the container's processes, in the order in which they were made."""
+        """The pids on the host of the container's processes, in the order of their creation."""
         return [running.proxy.pid for running in self._running.values() if running.container == container]
 
     def claim(self, key: str) -> None:
-        """The process of this key will be made, however long that takes."""
+        """Expect a process with this key: its proxy waits for it without a time limit."""
         self._claimed.add(key)
 
     def announce(self, key: str, proxy: Proxy) -> None:
-        """A proxy has connected and waits for its process, which was or will be asked for with the same key."""
-        if key in self._unwanted:
-            self._unwanted.discard(key)
+        """Register a proxy that has connected. It waits for its process, which is requested with the same key."""
+        if key in self._rejected:
+            self._rejected.discard(key)
             proxy.exit(LOST)
             return
         expected = self._expect(key)
         if expected.done():
             raise StateError(f"a second proxy for the process {key[:300]}")
         expected.set_result(proxy)
-        asyncio.get_running_loop().call_later(_PROXY_SECONDS, self._turn_away, key)
+        asyncio.get_running_loop().call_later(_PROXY_SECONDS, self._reject_proxy, key)
 
     def fail(self, key: str, reason: str) -> None:
-        """A proxy could not get to where programs of the host look for its container."""
+        """Report that a proxy could not enter the mount namespace in which programs of the host see its container."""
         expected = self._expect(key)
         if not expected.done():
             expected.set_exception(
                 HostError(
-                    f"the container's files cannot be put together for programs of the host: {reason}",
+                    f"cannot assemble the container's files for programs of the host: {reason}",
                     hint="hawse needs root, with CAP_SYS_ADMIN, and Linux 5.2",
                 )
             )
 
     async def await_proxy(self, key: str) -> Proxy:
-        """The proxy that announces itself with this key. Raises :class:`VmError` when none does, and HostError."""
+        """Wait for the proxy with this key. Raises :class:`VmError` if none connects, and HostError from
+        :meth:`fail`."""
         self.claim(key)
         try:
             async with asyncio.timeout(_PROXY_SECONDS):
@@ -123,8 +124,8 @@ class Processes:
             raise VmError(f"the proxy process did not connect within {_PROXY_SECONDS:g} s") from None
         except asyncio.CancelledError:
             self._claimed.discard(key)
-            if not self._turn_away(key):
-                self._unwanted.add(key)
+            if not self._reject_proxy(key):
+                self._rejected.add(key)
             raise
         finally:
             self._proxies.pop(key, None)
@@ -139,24 +140,24 @@ class Processes:
         ended: Callable[[], None],
         lost: Callable[[], None] = lambda: None,
     ) -> tuple[int, Answer]:
-        """Have the agent create a process for the proxy: its number, and the agent's answer.
+        """Ask the agent to create a process for the proxy. Returns its number and the agent's answer.
 
-        ``make`` returns the call for a number and the directions of the descriptors from 3 on. ``ended`` is called at
-        the process's end, and ``lost`` when its proxy has been killed.
+        ``make`` returns the call for a number and the directions of the descriptors from 3 on. ``ended`` is called when
+        the process has ended, and ``lost`` when its proxy was killed.
 
-        Cancelled, it waits for the answer; a process that was made then is for the container's end to end.
+        A cancellation is raised after the answer. If the process was created, it runs until the container ends.
         """
         assert self._link is not None
-        # Numbered where nothing is awaited before it is sent: the agent takes them in ascending order only.
+        # No await between here and the sending of the call: the agent accepts ascending numbers only.
         self._newest += 1
         number = self._newest
         route = self._link.route(number, proxy)
         self._running[number] = _Running(container, proxy, ended)
-        # In this order, which is that of their frames: the agent knows no stream before the process that it is of.
+        # The call's frame must precede those of the streams: the agent refuses streams of an unknown process.
         asked = asyncio.create_task(self.call(make(number, list(proxy.directions[len(STDIO) :]))))
         serving = self._begin(self._serve(container, number, proxy, route, lost))
         try:
-            result = await whole(asked)
+            result = await uninterrupted(asked)
         finally:
             if not asked.done() or asked.cancelled() or asked.exception() is not None:
                 serving.cancel()
@@ -168,24 +169,24 @@ class Processes:
 
     @property
     def connections(self) -> int:
-        """How many connections of the host's the guest has."""
+        """The number of connections between host and guest."""
         return len(self._connections)
 
     async def connect(self, connection: Connection, port: int) -> None:
-        """Have the agent connect to a port of the guest's loopback, and pass on until both directions have ended.
+        """Connect to a port of the guest's loopback, and forward data until both directions have ended.
 
-        Raises HawseError when nobody listens there, and OSError when the host's side is gone before its time.
+        Raises HawseError if the connection is refused, and OSError if the host's side fails before the end.
         """
-        await self._pass_on(connection, lambda number: Connect(process=number, port=port, descriptors=[BOTH]))
+        await self._forward(connection, lambda number: Connect(process=number, port=port, descriptors=[BOTH]))
 
     async def accept(self, connection: Connection, announced: int) -> None:
-        """Pass on between a socket of the host and a connection that the agent has announced by a number.
+        """Forward data between a socket of the host and the connection that the agent announced with this number.
 
         Raises as :meth:`connect`.
         """
-        await self._pass_on(connection, lambda number: Accept(process=number, connection=announced, descriptors=[BOTH]))
+        await self._forward(connection, lambda number: Accept(process=number, connection=announced, descriptors=[BOTH]))
 
-    async def _pass_on(self, connection: Connection, make: Callable[[int], Call[None]]) -> None:
+    async def _forward(self, connection: Connection, make: Callable[[int], Call[None]]) -> None:
         assert self._link is not None
         self._newest += 1
         number = self._newest
@@ -193,7 +194,7 @@ class Processes:
         self._connections[number] = connection
         asked = asyncio.create_task(self.call(make(number)))
         try:
-            await whole(asked)
+            await uninterrupted(asked)
             await connection.serve(route)
             await connection.ended.wait()
         except BaseException:
@@ -202,16 +203,16 @@ class Processes:
                 self._connections.pop(number, None)
                 self._link.forget(number)
             elif number in self._connections:
-                route.discard()  # what its other end still writes would keep it
+                route.discard()  # without credit, unread data would keep the guest's side open
                 self._begin(self._disconnect(number))
             raise
 
     async def signal(self, container: str, number: int, signal_number: int, *, everyone: bool) -> None:
-        """Signal a process, or every one of the container."""
+        """Send a signal to a process, or to all processes of the container."""
         await self.call(Signal(container=container, process=number, signal=signal_number, everyone=everyone))
 
     def end(self, code: int, *, container: str | None = None) -> None:
-        """Processes, of one container or of all, are gone without a word of the guest's."""
+        """Report an exit code for the processes of one container or of all, whose end the guest has not reported."""
         for number, running in list(self._running.items()):
             if container in (None, running.container):
                 del self._running[number]
@@ -224,11 +225,12 @@ class Processes:
         for key in {*self._proxies, *self._claimed}:
             if container in (None, key.partition("/")[0]):
                 self._claimed.discard(key)
-                if not self._turn_away(key):
-                    self._unwanted.add(key)
+                if not self._reject_proxy(key):
+                    self._rejected.add(key)
 
     async def flush(self) -> None:
-        """Wait until proxies have read the last output and the exit codes; bounded, since one may be stopped."""
+        """Wait until the proxies have read the last output and the exit codes, for a limited time: one may be
+        stopped."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=_FLUSH_SECONDS)
 
@@ -241,8 +243,8 @@ class Processes:
     async def _close(self, proxy: Proxy) -> None:
         process = proxy.process
         await proxy.closed()
-        if self.see_off is not None:
-            await self.see_off(process)
+        if self.await_proxy_exit is not None:
+            await self.await_proxy_exit(process)
 
     async def _serve(self, container: str, number: int, proxy: Proxy, route: Route, lost: Callable[[], None]) -> None:
         def resize(rows: int, columns: int) -> None:
@@ -257,12 +259,12 @@ class Processes:
             route,
             on_signal=lambda n: self._begin(self.signal(container, number, n, everyone=False)),
             on_resize=resize,
-            # Whoever kills the proxy means the process: engines know no other pid.
+            # A kill of the proxy is meant for the process: engines know only the proxy's pid.
             on_loss=kill,
         )
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Do something beside; what fails of it, a signal to a process that has ended, say, has nobody to tell."""
+        """Run work as a task. Its errors are ignored, for example that of a signal to a process that has ended."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
 
@@ -274,8 +276,8 @@ class Processes:
         task.add_done_callback(ended)
         return task
 
-    def _turn_away(self, key: str) -> bool:
-        """End a proxy that waits for a process that will not be: the command that started it was killed."""
+    def _reject_proxy(self, key: str) -> bool:
+        """End a proxy whose process will not be created, because the command that requested it was killed."""
         expected = self._proxies.get(key)
         if expected is None or not expected.done() or key in self._claimed:
             return False
@@ -298,15 +300,15 @@ class Processes:
         self._forget(number)
         held = self._held.get(running.container)
         if held is None or held.done():
-            self._tell(running, code)
+            self._report_exit(running, code)
         else:
-            held.add_done_callback(lambda _: self._tell(running, code))
+            held.add_done_callback(lambda _: self._report_exit(running, code))
 
     def _forget(self, number: int) -> None:
         if self._link is not None:
             self._link.forget(number)
 
-    def _tell(self, running: _Running, code: int) -> None:
+    def _report_exit(self, running: _Running, code: int) -> None:
         running.ended()
         self._exit(running.proxy, code)
 

@@ -1,4 +1,4 @@
-"""Connections of proxies: one for each process of a container, from which the engine sees stdio and exit code."""
+"""Connections of proxies. Each proxy passes stdio and the exit code of one process in a container to the engine."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hawse.link.streams import STDIO, STREAMS
 from hawse.linux.processes import Process
 from hawse.monitor.agent.guest_link import Route
 
-#: A proxy knows one process and calls it by this number.
+#: The number of a proxy's one process in its frames.
 LOCAL = 1
-#: Bytes that wait for a proxy, beyond which notifications are dropped. Credit bounds what else waits for it.
+#: Notifications are dropped while more bytes than this wait for the proxy. Credit bounds all other data.
 _MOST_QUEUED = 2 * 1024 * 1024
 
 
@@ -35,23 +35,23 @@ class Proxy:
         self.size: tuple[int, int] | None = None
         self.directions: tuple[str, ...] = STDIO
         self._decoder = decoder
-        self._backlog = backlog  # frames that came together with the call to attach
+        self._backlog = backlog  # frames that arrived together with the call `proxy`
         self._reader = reader
         self._writer = writer
         self._finished = False
 
     @property
     def pid(self) -> int:
-        """Its pid on the host; another process may have it when this one has ended."""
+        """Its pid on the host. The kernel may reuse it after the proxy has ended."""
         return self.process.pid
 
     def send(self, stream: int, kind: int, payload: bytes) -> None:
-        """Pass a frame of the guest on."""
+        """Forward a frame of the guest."""
         if not self._writer.is_closing():
             self._writer.write(encode(LOCAL * STREAMS + stream, kind, payload))
 
     def placed(self) -> None:
-        """It has been moved into the container's cgroup."""
+        """Report to the proxy that it was moved into the container's cgroup."""
         if not self._writer.is_closing():
             self._writer.write(control.encode_event("placed", {}))
 
@@ -61,14 +61,14 @@ class Proxy:
             self._writer.write(control.encode_event("notify", {"notice": notice}))
 
     def exit(self, code: int) -> None:
-        """The process has ended and all that it wrote was passed on."""
+        """Send the exit code: the process has ended, and all of its output was forwarded."""
         self._finished = True
         if not self._writer.is_closing():
             self._writer.write(control.encode_event("exit", {"code": code}))
             self._writer.close()
 
     async def closed(self) -> None:
-        """Wait until the proxy has read all that it was sent, or is gone."""
+        """Wait until the proxy has read everything, or has ended."""
         with suppress(OSError):
             await self._writer.wait_closed()
 
@@ -80,7 +80,7 @@ class Proxy:
         on_resize: Callable[[int, int], None],
         on_loss: Callable[[], object],
     ) -> None:
-        """Pass the proxy's frames on until it goes; ``on_loss`` when it went before its process."""
+        """Forward the proxy's frames until it disconnects. Calls ``on_loss`` if its process has not ended by then."""
         try:
             frames = self._backlog
             while True:
@@ -101,7 +101,7 @@ class Proxy:
                     break
                 frames = self._decoder.feed(piece)
         except (LinkError, OSError, KeyError, TypeError, ValueError):
-            pass  # the same as its death
+            pass  # handled like the death of the proxy
         if not self._finished:
             route.discard()
             on_loss()

@@ -1,11 +1,11 @@
-"""The directory that the guest sees: mounts in a mount namespace of the monitor's own.
+"""The root directory of the share, with its mounts in the monitor's private mount namespace.
 
-The namespace is the undo: it ends with the monitor and its children, whatever ends them, and its mounts with it.
-The host's own mount table never shows one of them.
+The kernel removes the namespace and its mounts when the monitor and its children end, for any reason. The host's mount
+table never shows these mounts.
 
-Root in the guest can write wherever the share is writable, and plant links there. So the share's root is a small file
-system that is read-only for the guest; only the monitor makes the directories and files in it that the containers'
-trees are mounted on. Every mount is made by descriptors, and no path is followed that has a link in it.
+Root in the guest can write to writable parts of the share, and create links there. So the share's root is a small file
+system that is read-only for the guest. Only the monitor creates the directories and files in it on which the
+containers' trees are mounted. All mounts use descriptors, and no path with a link in it is followed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from hawse.monitor.share import exports
 from hawse.monitor.share.exports import Export, Place
 from hawse.oci.guest.share import Share
 
-#: Room for the mount points of a pod: a container has as many as it has shared mounts, some ten.
+#: Space for the mount points of a pod: one per shared mount, some ten per container.
 _ROOT_OPTIONS = "size=1m,nr_inodes=4096,mode=755"
 _HIDDEN = "hidden"
-#: The directory of what several containers may share. No container has this name (hawse.state.store.check_id()).
+#: The directory of exports that several containers can use. No container has this name (hawse.state.store.check_id()).
 COMMON = "@"
-#: File systems that answer without a server: to look at one of them cannot hang, as at an NFS whose server is gone.
+#: File systems without a server: opening one of them cannot hang, as it can for NFS when its server is unreachable.
 _LOCAL = {
     *KERNEL_VIEWS.values(), "devtmpfs", "tmpfs", "ramfs", "hugetlbfs", "overlay", "ext2", "ext3", "ext4", "xfs",
     "btrfs", "f2fs", "zfs", "vfat", "exfat", "ntfs3", "iso9660", "udf", "squashfs", "erofs",
@@ -39,25 +39,25 @@ _LOCAL = {
 
 
 def enter_private_namespace() -> None:
-    """From here on mounts of this process stay its own; mounts that the host makes later still arrive.
+    """Enter a private mount namespace, to which later mounts of the host still propagate.
 
-    To be called while the process has one thread. Raises :class:`HostError` where it is not permitted.
+    Call this while the process has one thread. Raises :class:`HostError` if it is not permitted.
     """
     try:
         mounts.unshare(mounts.SLAVE)
     except OSError as error:
         raise HostError(
-            f"cannot make a mount namespace: {error.strerror}", hint="hawse needs root, with CAP_SYS_ADMIN"
+            f"cannot create a mount namespace: {error.strerror}", hint="hawse needs root, with CAP_SYS_ADMIN"
         ) from None
 
 
 class ShareRoot:
-    """The root of the share. Each container has a directory in it, with the mount points of what it shares."""
+    """The root of the share, with one directory per container for the mount points of its shares."""
 
     def __init__(self, directory: str) -> None:
-        """Mount it at ``directory``. Raises :class:`HostError`. In a mount namespace that ends with this process.
+        """Mount the root at ``directory``, in the private mount namespace. Raises :class:`HostError`.
 
-        Its mounts are shared, so that virtiofsd gets later ones too, in its own namespace: it makes its mounts slaves
+        The mounts have shared propagation, so later mounts also appear in virtiofsd's namespace: its mounts are slaves
         of ours (QEMU 7.2 tools/virtiofsd/passthrough_ll.c, setup_namespaces()).
         """
         self.directory = directory
@@ -68,19 +68,19 @@ class ShareRoot:
         self._mounts: dict[str, list[str]] = {}
         try:
             os.makedirs(directory, mode=0o755, exist_ok=True)
-            # Two tmpfs, one over the other. Shared directories are attached to the lower one first, which the guest
-            # cannot reach, and their mounts are made safe there.
+            # Two tmpfs, one mounted over the other. Shared directories are first attached to the lower one, which the
+            # guest cannot reach, and their mounts get safe options there.
             flags = mounts.NOSUID | mounts.NODEV | mounts.NOEXEC
             mounts.mount("hawse", directory, "tmpfs", flags, _ROOT_OPTIONS)
             mounts.mount("none", directory, "", mounts.PRIVATE)
             os.mkdir(f"{directory}/{_HIDDEN}", 0o700)
             self._hidden = os.open(f"{directory}/{_HIDDEN}", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
             mounts.mount("hawse", directory, "tmpfs", flags, _ROOT_OPTIONS)
-            # A copy of the mount that is attached nowhere: what it writes appears in the other, which is read-only.
+            # A detached copy of the mount. The monitor writes through it to the tmpfs, whose other mount is read-only.
             self._writable = mounts.open_tree(directory)
             mounts.mount("none", directory, "", flags | mounts.REMOUNT | mounts.BIND | mounts.RDONLY)
             mounts.mount("none", directory, "", mounts.SHARED)
-            # The mount has this attribute already. A kernel without mount_setattr(2) is found out here.
+            # The mount has this attribute already. This call fails on a kernel without mount_setattr(2).
             mounts.set_attributes(self._writable, mounts.ATTR_NODEV, recursive=False)
             self._exported = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
@@ -90,11 +90,11 @@ class ShareRoot:
             ) from None
 
     def place(self, container: str, shares: Sequence[Share], sources: Sequence[Source]) -> list[str]:
-        """Mount what a container shares, from :func:`hawse.host.mounts.bind_sources.open_sources`.
+        """Mount a container's shares, whose sources :func:`hawse.host.mounts.bind_sources.open_sources` opened.
 
-        The descriptors stay the caller's. Returns warnings.
+        The caller closes the descriptors. Returns warnings.
 
-        Raises :class:`ConfigError` naming the source; :meth:`remove` undoes what was done by then.
+        Raises :class:`ConfigError` naming the source. :meth:`remove` then undoes the completed steps.
         """
         warnings = []
         self._places[container] = {}
@@ -110,7 +110,7 @@ class ShareRoot:
                     place = reused
                 elif source.reused:
                     raise ConfigError(
-                        f"cannot share {share.source} with the guest: the container that has this overlay was deleted",
+                        f"cannot share {share.source} with the guest: the container with this overlay was deleted",
                         hint="create the container again",
                     )
                 else:
@@ -124,24 +124,25 @@ class ShareRoot:
 
     @property
     def overlays(self) -> list[str]:
-        """The overlays in it, by their keys, with those of exports that are retired and not removed yet."""
+        """The keys of the overlays in the share, including those of retired exports that are not removed yet."""
         exports = [*self._exports, *(export for retired in self._retired.values() for export in retired)]
         return [export.share.overlay.key for export in exports if export.share.overlay is not None]
 
     def places(self, container: str) -> dict[str, Place]:
-        """Where what a container shares is, by the names of its shares."""
+        """The places of a container's shares, by their names."""
         return dict(self._places.get(container, {}))
 
     def open(self, container: str, name: str) -> int:
-        """A descriptor (O_PATH) of a share of a container. Raises KeyError and OSError."""
+        """Open a share of a container with O_PATH. Returns the descriptor. Raises KeyError and OSError."""
         return mounts.open_beneath(self._exported, self._places[container][name].path)
 
     def mounts(self, container: str) -> list[str]:
-        """The mounts of a container and those below them, as paths from the share's root, each after those above it."""
+        """The mounts of a container and the mounts below them, as paths from the share's root, parents first."""
         return self._mounts.get(container, [])
 
     def remove(self, container: str) -> None:
-        """Undo :meth:`place`, as far as it came. What other containers use stays until the last of them is removed."""
+        """Undo :meth:`place`, even if it failed. Exports that other containers use stay until the last of these is
+        removed."""
         self._places.pop(container, None)
         self._mounts.pop(container, None)
         self._clear(container)
@@ -160,9 +161,9 @@ class ShareRoot:
         return [*places, *below, *exported, *(f"{COMMON}/{path}" for path in inner(table))]
 
     def retire(self, container: str) -> list[str]:
-        """Exports that only this container has used, as paths from the share's root, for the guest to unmount.
+        """Retire the exports that only this container uses. Returns their paths in the share, for the guest to unmount.
 
-        No later container gets them. :meth:`remove` removes them.
+        No later container can use them. :meth:`remove` removes them.
         """
         for export in self._exports:
             export.users.discard(container)
@@ -172,7 +173,7 @@ class ShareRoot:
         return [export.place for export in unused]
 
     def _clear(self, directory: str, only: str = "") -> None:
-        """Remove the mounts of a directory in the share, and the directory when it is empty."""
+        """Remove the mounts of a directory in the share, and the directory if it is empty then."""
         try:
             points = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=self._writable)
         except FileNotFoundError:
@@ -181,39 +182,39 @@ class ShareRoot:
             for name in [only] if only else os.listdir(points):
                 with suppress(OSError):
                     mounts.unmount(f"{self.directory}/{directory}/{name}")
-                with suppress(OSError):  # something is mounted there still: it ends with the namespace
+                with suppress(OSError):  # something is still mounted there: it ends with the namespace
                     if stat.S_ISDIR(os.stat(name, dir_fd=points, follow_symlinks=False).st_mode):
                         os.rmdir(name, dir_fd=points)
                     else:
                         os.unlink(name, dir_fd=points)
         finally:
             os.close(points)
-        if directory != COMMON:  # the guest has this one open for as long as it runs
+        if directory != COMMON:  # the guest keeps this directory open while it runs
             with suppress(OSError):
                 os.rmdir(directory, dir_fd=self._writable)
 
     def _reuse(self, container: str, share: Share, source: Source) -> Place | None:
-        """The place of the same file in the share, None where it has none."""
-        wanted = os.fstat(source.tree)
+        """The place of the same file in the share; None if the file is not in the share."""
+        source_status = os.fstat(source.tree)
         for export, path in exports.find(self._exports, share, source.origin):
             place = posixpath.normpath(f"{export.place}/{path}")
             try:
                 fd = mounts.open_beneath(self._exported, place)
             except OSError:
-                continue  # it was renamed, or something is mounted over it
+                continue  # it was renamed, or another mount covers it
             try:
-                there = os.fstat(fd)
+                status = os.fstat(fd)
             finally:
                 os.close(fd)
-            # Another inode: the directory was replaced on the host.
-            if source.reused or (there.st_dev, there.st_ino) == (wanted.st_dev, wanted.st_ino):
+            # If the inode differs, the directory was replaced on the host.
+            if source.reused or (status.st_dev, status.st_ino) == (source_status.st_dev, source_status.st_ino):
                 export.users.add(container)
-                return Place(place, 0 if path == "." else wanted.st_ino)
+                return Place(place, 0 if path == "." else source_status.st_ino)
         return None
 
     def _export(self, container: str, share: Share, source: Source) -> Place:
-        """A new place for files that later shares may have, too."""
-        self._newest += 1  # a number is not used twice: the guest may remember what was there
+        """Mount a share in a new place, which later shares can use as well."""
+        self._newest += 1  # numbers are not reused, since the guest may cache the old files
         place = f"{COMMON}/{self._newest}"
         self._exports.append(Export(place, share, source.origin, {container}))
         self._mount(COMMON, str(self._newest), share, source.tree)
@@ -222,7 +223,7 @@ class ShareRoot:
         return Place(place)
 
     def _below(self, export: Export) -> tuple[Below, ...]:
-        """What is mounted below an export in the share."""
+        """The mounts below an export in the share."""
         try:
             return read_origin(f"{self.directory}/{export.place}").below
         except OSError:
@@ -241,19 +242,20 @@ class ShareRoot:
         finally:
             os.close(points)
         target = f"{directory}/{name}"
-        # Before it is anywhere: the guest never sees it writable. Device nodes and set-uid programs are for the guest's
-        # kernel, which has mounts of its own; on the host nobody opens or runs them.
-        # Its propagation as well: below a shared mount it gets a copy in virtiofsd's namespace, which would follow the
-        # host's mount for ever where this one is made private only then.
+        # Set the options before the tree is attached, so that the guest never sees it writable. NOSUID and NODEV only
+        # affect the host, where device nodes must not be opened and set-uid programs must not run. The guest kernel has
+        # its own mount options.
+        # The propagation is set before as well: attached below a shared mount, the tree gets a copy in virtiofsd's
+        # namespace, which would follow the host's mount forever if this one were made private afterwards.
         propagation = mounts.PRIVATE if share.private else mounts.SLAVE
         mounts.set_attributes(tree, mounts.ATTR_NOSUID | mounts.ATTR_NODEV, recursive=True, propagation=propagation)
         if share.readonly:
             mounts.set_attributes(tree, mounts.ATTR_RDONLY, recursive=share.readonly_below)
         with ExitStack() as failed:
             if share.is_dir and share.recursive:
-                # A bind of / includes the host's /proc, /sys and /dev, as under runc. They are read-only here, so that
-                # root in the guest cannot change the host's settings. The kernel refuses to change a mount below one
-                # that is attached nowhere (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
+                # A bind mount of / includes the host's /proc, /sys and /dev, as under runc. They are read-only here, so
+                # that root in the guest cannot change the host's settings. The kernel refuses to change a mount below
+                # a detached mount (fs/namespace.c, do_mount_setattr()), so the tree is attached first.
                 mounts.attach(tree, self._hidden, target)
                 failed.callback(mounts.unmount, f"/proc/self/fd/{tree}/.")
                 views = {*KERNEL_VIEWS.values(), "devtmpfs"}
@@ -269,9 +271,9 @@ class ShareRoot:
 
 
 def _rank(share: Share) -> tuple[bool, int]:
-    """The order in which shares are placed: what comes first can have the files of what comes later.
+    """The order in which shares are placed, so that later shares can reuse the files of earlier ones.
 
-    A read-only bind can have those of a writable one, and a directory those of an outer one.
+    A read-only bind mount can use the files of a writable one, and an inner directory those of an outer one.
     """
     return share.readonly, len([part for part in share.source.split("/") if part])
 
@@ -286,10 +288,10 @@ def _protect(tree: int, view: str) -> None:
 
 
 def inner(table: Sequence[tuple[str, str]]) -> list[str]:
-    """Those mounts, of (path from a container's directory, type of file system), that are below another mount of the
-    container. Pure.
+    """Select the mounts below another mount of the container, which the guest must open. Pure.
 
-    The guest is to look at each. Those that a server answers for are left out, and those below them.
+    ``table`` has (path from the container's directory, file system type). File systems with a server are left out, and
+    the mounts below them.
     """
     others = [path for path, kind in table if kind not in _LOCAL]
     below = {path for path, kind in table if "/" in path and kind in _LOCAL}
@@ -297,6 +299,6 @@ def inner(table: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _mounts_below(directory: str) -> list[tuple[str, str]]:
-    """The mounts below a directory, each by its path from there and its type."""
-    found = [mount for mount in mountinfo.read() if mount.point.startswith(f"{directory}/")]
-    return [(mount.point[len(directory) + 1 :], mount.kind) for mount in found]
+    """The mounts below a directory: the path from the directory, and the file system type."""
+    below = [mount for mount in mountinfo.read() if mount.point.startswith(f"{directory}/")]
+    return [(mount.point[len(directory) + 1 :], mount.kind) for mount in below]
