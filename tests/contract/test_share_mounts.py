@@ -258,7 +258,7 @@ def test_owners_in_a_share_are_mapped_in_both_directions(tmp_path: Path, tree: P
     ("maps", "words"),
     [
         ({"uids": [(0, 1, 2), (1, 9, 2)]}, "the kernel refuses uidMappings or gidMappings: Invalid argument"),
-        ({}, "its file system cannot be mounted with mappings: Invalid argument"),
+        ({}, "its file system does not support ID-mapped mounts: Invalid argument"),
     ],
 )
 def test_error_names_a_share_whose_owners_cannot_be_mapped(tree: Path, maps: dict[str, Any], words: str) -> None:

@@ -44,7 +44,7 @@ def test_lists_are_read_as_the_kernel_reads_them(text: str, numbers: set[int]) -
 def test_what_is_no_list_is_named(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check("linux.resources", "cpus", text, last=7)
-    assert caught.value.sentence().endswith("is no list of CPUs [write it as 0-3,8]")
+    assert caught.value.sentence().endswith("is not a list of CPUs [write it as 0-3,8]")
     assert f"linux.resources.cpu.cpus: {text!r}" in caught.value.sentence()
 
 
@@ -52,7 +52,7 @@ def test_what_is_no_list_is_named(text: str) -> None:
 def test_numbers_that_the_host_does_not_have_are_refused_without_a_list_of_them(text: str) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(ConfigError, match="this host does not have all of these: its CPUs are 0 to 7"):
+        with pytest.raises(ConfigError, match="this host does not have all of them: its CPUs are 0 to 7"):
             check("linux.resources", "cpus", text, last=7)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:

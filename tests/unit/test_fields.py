@@ -1,4 +1,4 @@
-"""The table of fields: what is refused is named, what asks for nothing is not, and what is passed over is gone."""
+"""The table of fields: refused fields are named in errors; ignored ones and values that request nothing are removed."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_field_that_asks_for_nothing_is_taken_out(field: Field, value: Any) ->
     spec = with_field(field.path, value)
     if parent == "vm":  # an object, which is there then
         spec["vm"][last] = value
-        with pytest.raises(ConfigError, match="vm: the virtual machine"):
+        with pytest.raises(ConfigError, match="vm: hawse's configuration defines the virtual machine"):
             review("config.json", spec)
         return
     reviewed, warnings = review("config.json", spec)
@@ -127,9 +127,9 @@ def test_a_process_alone() -> None:
     assert reviewed == {"args": ["a"]}
     assert len(warnings) == 1
     assert process == {"args": ["a"], "apparmorProfile": "p", "ioPriority": None}
-    with pytest.raises(ConfigError, match=r"^process\.json: ioPriority: the guest's runtime cannot set it$"):
+    with pytest.raises(ConfigError, match=r"^process\.json: ioPriority: the guest's runtime does not support it$"):
         review_process("process.json", {"ioPriority": {}})
-    with pytest.raises(ConfigError, match=r"^process\.json: scheduler: the guest's runtime cannot set it$"):
+    with pytest.raises(ConfigError, match=r"^process\.json: scheduler: the guest's runtime does not support it$"):
         review_process("process.json", {"scheduler": {"policy": "SCHED_FIFO"}})
 
 

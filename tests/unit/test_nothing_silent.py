@@ -123,12 +123,12 @@ SPECIFICATION: list[tuple[str, Change, str]] = [
     ("a rule's major", rule(type="c", major="x"), "linux.resources.devices[0].major"),
     ("a rule of no node", rule(type="c", major=188), "linux.resources.devices[0]: c 188:* has no effect"),
     ("a rule of no disk", rule(type="b", major=8, minor=16), "linux.resources.devices[0]: b 8:16 has no effect"),
-    ("a directory of devices", bind("/dev"), "mounts[7].source: /dev is the guest's own"),
+    ("a directory of devices", bind("/dev"), "mounts[7].source: /dev is the guest's: it"),
     ("a node of a group", bind("/dev/vfio/12"), "mounts[7].source: /dev/vfio/12"),
     ("an overlay's option", overlay("lowerdir+=/a"), "mounts[7].options: 'lowerdir+=/a'"),
     ("an overlay without layers", overlay(), "mounts[7].options: lowerdir"),
     ("an overlay of /sys", overlay("lowerdir=/sys:/a"), "mounts[7].options: lowerdir: /sys"),
-    ("a FIFO", special(os.mkfifo), "/it is a FIFO of the host: only containers of the same sandbox"),
+    ("a FIFO", special(os.mkfifo), "/it is a FIFO of the host: it connects only containers of the same sandbox"),
     ("a socket", special(make_socket), "/it is a UNIX socket of the host: connections to it are refused"),
     ("blockIO.weight", resources(blockIO={"weight": 10}), "linux.resources.blockIO.weight"),
     ("blockIO.leafWeight", resources(blockIO={"leafWeight": 10}), "linux.resources.blockIO.leafWeight"),
@@ -175,7 +175,7 @@ OPTIONS: list[tuple[str, dict[str, str], str]] = [
     ("device-mode", {"hawse.device-mode": "kernel"}, "annotations: hawse.device-mode: 'kernel'"),
     ("devices, no address", {"hawse.devices": "eth0"}, "'eth0' is neither"),
     ("devices, no group", {"hawse.devices": "999999"}, "999999"),
-    ("devices, no function", {"hawse.devices": "ffff:ff:1f.7"}, "ffff:ff:1f.7 is no PCI function of this host"),
+    ("devices, no function", {"hawse.devices": "ffff:ff:1f.7"}, "ffff:ff:1f.7 is not a PCI function of this host"),
     ("forward-sockets", {"hawse.forward-sockets": "true"}, "annotations: hawse.forward-sockets: 'true'"),
     ("hugepages", {"hawse.hugepages": "2MB"}, "annotations: hawse.hugepages: '2MB'"),
     ("keep-addresses", {"hawse.keep-addresses": "yes"}, "annotations: hawse.keep-addresses: 'yes'"),
@@ -245,7 +245,7 @@ def test_every_refused_field_of_the_resources_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("field", [field for field in FIELDS if field.fate is Fate.MOOT], ids=lambda field: field.path)
 def test_a_field_that_is_passed_over_changes_nothing(field: Any) -> None:
-    """The only ones that are passed over in silence cannot make a difference in a guest."""
+    """The only fields that are ignored without a warning make no difference in a guest."""
     assert field.path in {
         "linux.mountLabel", "linux.resources.memory.useHierarchy", "linux.resources.memory.checkBeforeUpdate",
     }  # fmt: skip

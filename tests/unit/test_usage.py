@@ -240,7 +240,7 @@ def test_limits_are_merged(wanted: dict[str, Any], guest: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
         ({"memory": {"limit": "64m"}}, "memory.limit: Expected"),
         ({"memory": {"kernel": 5}}, "memory.kernel cannot be changed"),
         ({"memory": {"disableOOMKiller": True}}, "memory.disableOOMKiller cannot"),
