@@ -52,7 +52,7 @@ def test_by_default_no_annotation_takes_a_device() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("hawse.vf-token", "no", "annotations: hawse.vf-token: 'no' is no UUID"),
+        ("hawse.vf-token", "no", "annotations: hawse.vf-token: 'no' is not a UUID"),
         ("hawse.keep-addresses", "yes", "hawse.keep-addresses: 'yes' is neither true nor false"),
         ("hawse.vf_token", TOKEN, "annotations: hawse.vf_token is unknown"),
     ],
