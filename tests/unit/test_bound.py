@@ -60,7 +60,7 @@ def test_what_was_bound_meanwhile_is_restored_whatever_ends_the_sandbox(store: S
     except KeyError:
         pass
     assert on_record(store) == [OTHERS]
-    assert [(lane, name) for lane, name, _, _ in steps.done] == [(DEVICES, "given back")], "nothing was bound first"
+    assert [(lane, name) for lane, name, _, _ in steps.done] == [(DEVICES, "restored")], "nothing was bound first"
 
 
 def test_a_function_that_does_not_exist_cannot_be_bound(store: Store) -> None:
