@@ -67,7 +67,7 @@ def test_state_of_another_runtime_is_no_container(store: Store, text: str) -> No
     """containerd gives all runtimes of a namespace one root."""
     with open(f"{store.path}/state.json", "w") as file:
         file.write(text)
-    with pytest.raises(NotFoundError, match=r"container does not exist: c1: .* is another runtime's"):
+    with pytest.raises(NotFoundError, match=r"container does not exist: c1: .* belongs to another runtime"):
         store.read()
 
 
@@ -192,7 +192,7 @@ def test_a_container_of_a_sandbox_has_the_sandboxs_monitor(store: Store) -> None
 def test_a_state_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     (tmp_path / "root").touch()
     store = Store(f"{tmp_path}/root/below", "c1")
-    with pytest.raises(StateError, match=r"cannot make the state directory .*/root/below/c1: Not a directory"):
+    with pytest.raises(StateError, match=r"cannot create the state directory .*/root/below/c1: Not a directory"):
         store.make()
     with pytest.raises(NotFoundError, match="container does not exist: c1"):
         store.read()
