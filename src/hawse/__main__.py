@@ -1,4 +1,4 @@
-"""hawse's entry point: the table of verbs, the global options, the one place where an error is printed."""
+"""hawse's entry point: the table of verbs, the global options, and the code that prints errors."""
 
 from __future__ import annotations
 
@@ -47,39 +47,39 @@ VERBS = {
 }
 
 
-#: Verbs that engines call all the time: they load neither argparse nor a library.
+#: Verbs that engines call very often. They load neither argparse nor third-party libraries.
 HOT = {"state", "start", "kill", "delete", "update"}
-#: Why two verbs of runc's do not exist. Podman asks for the help of `checkpoint`, and takes the error for an answer.
+#: The reason why two verbs of runc are missing. Podman calls `checkpoint --help`, and accepts the error.
 _IMPOSSIBLE = "a virtual machine with devices cannot be saved"
 _OPTIONS = {
     "root": "directory of the containers' state (default /run/hawse)",
     "log": "append errors and warnings to this file",
-    "log-format": "text or json",
-    "config": "configuration (default /etc/hawse/config.toml)",
-    "rootless": "accepted for runc's sake",
+    "log-format": "format of the log: text or json",
+    "config": "configuration file (default /etc/hawse/config.toml)",
+    "rootless": "accepted for compatibility with runc, and ignored",
 }
 _FLAGS = {
-    "debug": "more in the log, tracebacks for bugs",
-    "systemd-cgroup": "cgroupsPath is slice:prefix:name, and systemd makes the cgroup",
+    "debug": "log debug messages, and print tracebacks of bugs",
+    "systemd-cgroup": "systemd creates the cgroup; cgroupsPath has the form slice:prefix:name",
     "version": "print the version (-v)",
-    "help": "print this (-h)",
+    "help": "print this help (-h)",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status. ``arguments`` are this process's by default."""
+    """Run the command line; returns the exit status. The default of ``arguments`` is this process's."""
     stdio.complete()
     log = Log()
     debug = False
     try:
         spellings = {f"--{name}": name for name in _FLAGS} | {"-v": "version", "-h": "help"}
-        given = sys.argv[1:] if arguments is None else arguments
-        words = split(given, options=tuple(_OPTIONS), flags=spellings, verb=True)
+        argv = sys.argv[1:] if arguments is None else arguments
+        words = split(argv, options=tuple(_OPTIONS), flags=spellings, verb=True)
         if "help" in words.flags:
             print(_help())
             return 0
         if "version" in words.flags:
-            # Engines parse these words (go-runc runc.go, parseVersion; `docker info`).
+            # Engines parse this output (go-runc runc.go, parseVersion; `docker info`).
             print(f"hawse version {VERSION}\ncommit: {VERSION}\nspec: {SPEC_VERSION}")
             return 0
         options = words.options
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error(error.sentence(), error.evidence)
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read our output has gone; Python would complain again while it flushes at exit.
+        # The reader has closed the pipe. Without this, Python would print another error when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except KeyboardInterrupt:
@@ -114,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             raise
         if isinstance(error, PermissionError) and os.geteuid() != 0:
-            # The state of containers is root's (mode 0700): every verb that reads it ends here for another user.
+            # Only root can read the state of containers (mode 0700): other users get this error from every verb that
+            # reads it.
             log.error(f"{error.filename or 'a system call'}: {error.strerror} [run as root]")
             return 1
         log.error(f"unexpected {type(error).__name__}: {error} [this is a bug in hawse; --debug shows where]")
@@ -142,7 +143,7 @@ def _run(verb: str, words: list[str], settings: Settings) -> int:
 
 
 def _help() -> str:
-    """All options and commands."""
+    """The help text with all options and commands."""
     lines = ["usage: hawse [OPTIONS] COMMAND ...", ""]
     lines += ["OCI runtime: every sandbox is a virtual machine, VFIO devices stay VFIO devices.", "", "options:"]
     lines += [f"  --{name} {name.upper()}".ljust(28) + text for name, text in _OPTIONS.items()]

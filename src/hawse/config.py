@@ -1,4 +1,4 @@
-"""The configuration file, TOML, every key optional. ``docs/config.md`` explains the keys."""
+"""The configuration file in TOML. All keys are optional; ``docs/config.md`` explains them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from hawse.json_text import Document
 from hawse.patterns import is_path_pattern, is_pattern
 
 DEFAULT_PATH = "/etc/hawse/config.toml"
-#: The annotations that hawse knows, without the prefix "hawse.".
+#: The annotations that hawse supports, without the prefix "hawse.".
 ANNOTATIONS = ("device-mode", "devices", "forward-sockets", "hugepages", "keep-addresses", "managed", "vf-token")
 
 
 class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The virtual machine of every sandbox. Times in seconds; 0 means: by the acceleration found, of CPUs: by the
-    container's limits."""
+    """The virtual machine of every sandbox.
+
+    Times are in seconds; 0 means a default that depends on the acceleration. 0 CPUs means the number that follows from
+    the container's limits.
+    """
 
     qemu: str = "/usr/bin/qemu-system-x86_64"
     virtiofsd: str = ""
@@ -27,7 +30,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     accel: str = "auto"  # auto | kvm | tcg
     memory_mib: int = 1024
     cpus: int = 0
-    hugepages: str = ""  # "" | 2MB | 1GB: of the host, for the machine's memory
+    hugepages: str = ""  # "" | 2MB | 1GB: the host's pages for the VM's memory
     guest_hugepages: str = ""  # 2MB:512,1GB:2
     kernel_append: str = ""
     boot_seconds: float = 0
@@ -39,7 +42,7 @@ class Vm(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The guest image: where it is kept, a kernel of the user's own, and modules to have beside it in addition."""
+    """The guest image: its directory, a user's kernel instead of the built one, its modules, and additional modules."""
 
     cache: str = "/var/cache/hawse"
     kernel: str = ""
@@ -48,9 +51,10 @@ class ImageFiles(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Machines saved after their boot, which later sandboxes are restored from; kept in the image's cache.
+    """Templates: VMs that are saved after their boot, from which later sandboxes are restored. They are in the image
+    cache.
 
-    ``max_age_hours``: an older template is replaced, 0 for no limit. Sandboxes of one template share kernel addresses.
+    ``max_age_hours``: older templates are replaced; 0 means no limit. Sandboxes of one template share kernel addresses.
     """
 
     enabled: bool = True
@@ -58,18 +62,18 @@ class Templates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Timelines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Traces of sandboxes' starts: ``<directory>/<id>.json``, none where it is empty."""
+    """Traces of sandboxes' starts, written to ``<directory>/<id>.json``; none if ``directory`` is empty."""
 
     directory: str = ""
 
 
 class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How VFIO devices are given to sandboxes.
+    """Options of passing VFIO devices to sandboxes.
 
-    ``annotations``: those of :data:`ANNOTATIONS` that a container may have. In Kubernetes whoever may create a pod
-    chooses its annotations. ``allow``: patterns of the functions that may be passed (:mod:`hawse.patterns`).
-    ``unsafe_interrupts`` and ``unresettable`` accept what is else refused (:mod:`hawse.vfio.interrupts`,
-    :mod:`hawse.vfio.resets`).
+    ``annotations`` are those of :data:`ANNOTATIONS` that a container may use. In Kubernetes, all users who may create
+    pods choose the annotations of their pods. ``allow`` are patterns of the functions that may be passed
+    (:mod:`hawse.patterns`). ``unsafe_interrupts`` and ``unresettable`` accept devices that are otherwise refused
+    (:mod:`hawse.vfio.interrupts`, :mod:`hawse.vfio.resets`).
     """
 
     keep_addresses: bool = True
@@ -86,8 +90,11 @@ class Devices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Sharing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What of the host containers have beside files. ``forward_sockets``: patterns of its UNIX sockets that a container
-    which binds one can connect to (:mod:`hawse.oci.guest.host_sockets`)."""
+    """Objects of the host, other than files, that containers can use.
+
+    ``forward_sockets`` are patterns of the host's UNIX sockets. A container that binds such a socket can connect to it
+    (:mod:`hawse.oci.guest.host_sockets`).
+    """
 
     forward_sockets: tuple[str, ...] = ()
 
@@ -125,7 +132,7 @@ _RANGES = {
     "boot_seconds": (0, 3600),
     "device_seconds": (0, 3600),
 }
-#: What msgspec calls the kinds of values, as a user does. A whole number is expected in places, and a number given.
+#: msgspec's names of the expected types, in words for users. The words for the actual types in a file differ slightly.
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -134,15 +141,20 @@ _KINDS = {
     "array": "a list",
     "object": "a table",
 }
-_KINDS_GIVEN = _KINDS | {"int": "a number", "float": "a number with a fraction", "date": "a date", "datetime": "a date"}
-#: 2^32-1 is no id, and 2^31 and above are not taken by all programs (systemd.io/UIDS-GIDS).
+_ACTUAL_KINDS = _KINDS | {
+    "int": "a number",
+    "float": "a number with a fraction",
+    "date": "a date",
+    "datetime": "a date",
+}
+#: 2^32-1 is not a valid ID, and some programs do not accept 2^31 and above (systemd.io/UIDS-GIDS).
 _LEAST_USER, _GREATEST_USER = 65536, 2**31 - 2
-#: Sixteen of twice that are what a guest with 40 bits of physical addresses, QEMU's without KVM, has room for.
+#: The physical address space of a guest with 40 bits, QEMU's without KVM, fits sixteen windows of twice this size.
 _MAX_WINDOW_MIB = 16 * 1024
 
 
 def user_ids(text: str) -> tuple[int, int] | None:
-    """The first and the last user id of a range, None for what is none; those below 65536 are others'."""
+    """Parse a range of user IDs: the first and the last one. None if it is invalid or includes IDs below 65536."""
     first, dash, last = text.partition("-")
     if not dash or not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
         return None
@@ -150,7 +162,7 @@ def user_ids(text: str) -> tuple[int, int] | None:
 
 
 def _explain(problem: str, table: Document) -> tuple[str, str]:
-    """What is wrong with a file, and a hint, from msgspec's words: "Expected `int`, got `str` - at `$.vm.cpus`"."""
+    """Convert a message of msgspec, such as "Expected `int`, got `str` - at `$.vm.cpus`", to a problem and a hint."""
     what, _, place = problem.partition(" - at `$.")
     place = place.rstrip("`")
     words = re.findall("`([^`]*)`", what)
@@ -165,7 +177,7 @@ def _explain(problem: str, table: Document) -> tuple[str, str]:
         wrong = (key for key, models in table["emulated"].items() if not _are_texts(models))
         place = place.replace("[...]", f".{next(wrong, '...')}")
     place = re.sub(r"\[(\d+)\]$", lambda match: f": entry {int(match[1]) + 1}", place)
-    return f"{place} must be {_KINDS.get(words[0], words[0])}, not {_KINDS_GIVEN.get(words[1], words[1])}", ""
+    return f"{place} must be {_KINDS.get(words[0], words[0])}, not {_ACTUAL_KINDS.get(words[1], words[1])}", ""
 
 
 def _are_texts(value: object) -> bool:
@@ -173,7 +185,7 @@ def _are_texts(value: object) -> bool:
 
 
 def load_config(path: str | None) -> Config:
-    """Read ``path``, or the default path where it exists. Raises :class:`ConfigError` naming the file and the key."""
+    """Read ``path``, or the default path if it exists. Raises :class:`ConfigError` naming the file and the key."""
     name = path or DEFAULT_PATH
     table = _read(name, required=path is not None)
     try:
@@ -187,7 +199,7 @@ def load_config(path: str | None) -> Config:
 
 
 def _read(name: str, *, required: bool) -> Document:
-    """The file's table; without the file an empty one, unless it is ``required``. Raises :class:`ConfigError`."""
+    """The table of the file; empty if the file does not exist and is not ``required``. Raises :class:`ConfigError`."""
     try:
         with open(name, "rb") as file:
             return tomllib.load(file)
@@ -199,13 +211,13 @@ def _read(name: str, *, required: bool) -> Document:
         hint = "run as root" if isinstance(error, PermissionError) else "check --config"
         raise ConfigError(f"configuration {name}: cannot be read: {error.strerror}", hint=hint) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"configuration {name}: {error}", hint="correct that in the file") from None
+        raise ConfigError(f"configuration {name}: {error}", hint="correct the file") from None
     except RecursionError:
-        raise ConfigError(f"configuration {name}: nested too deeply", hint="correct that in the file") from None
+        raise ConfigError(f"configuration {name}: nested too deeply", hint="correct the file") from None
 
 
 def _check_values(name: str, config: Config) -> None:
-    """Raise :class:`ConfigError` for a value that its key does not have; ``name`` is the file's."""
+    """Raise :class:`ConfigError` for a value that its key cannot have. ``name`` is the path of the file."""
     for section, keys in _CHOICES.items():
         for key, choices in keys.items():
             value = getattr(getattr(config, section), key)
@@ -234,24 +246,24 @@ def _check_lists(name: str, config: Config) -> None:
     for annotation in config.devices.annotations:
         if annotation not in ANNOTATIONS:
             known = ", ".join(ANNOTATIONS)
-            raise ConfigError(f"configuration {name}: devices.annotations: {annotation!r} is none of {known}")
+            raise ConfigError(f"configuration {name}: devices.annotations: {annotation!r} is not one of {known}")
     for pattern in config.devices.allow:
         if not is_pattern(pattern):
             raise ConfigError(
-                f"configuration {name}: devices.allow: {pattern!r} is no pattern",
+                f"configuration {name}: devices.allow: {pattern!r} is not a pattern",
                 hint='write addresses as "0000:3b:*", vendor and device as "8086:10d3", "driver:NAME" or "block:NAME"',
             )
     for pattern in config.share.forward_sockets:
         if not is_path_pattern(pattern):
             raise ConfigError(
-                f"configuration {name}: share.forward_sockets: {pattern[:200]!r} is no absolute path",
-                hint='write paths without links, with wildcards if need be: "/run/spire/*.sock"',
+                f"configuration {name}: share.forward_sockets: {pattern[:200]!r} is not an absolute path",
+                hint='write paths without links, and with wildcards if needed: "/run/spire/*.sock"',
             )
     lists = {"vm.load_modules": config.vm.load_modules, "image.extra_modules": config.image.extra_modules}
     for key, modules in lists.items():
         for module in modules:
             if not _MODULE.fullmatch(module):
                 raise ConfigError(
-                    f"configuration {name}: {key}: {module[:80]!r} is no name of a kernel module",
-                    hint='write names as modprobe takes them: "br_netfilter"',
+                    f"configuration {name}: {key}: {module[:80]!r} is not a name of a kernel module",
+                    hint='write names as for modprobe: "br_netfilter"',
                 )

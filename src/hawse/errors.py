@@ -14,7 +14,8 @@
         └── CommandError       the program inside cannot be executed (exit 126 or 127)
 
 The user sees one line, ``hawse: message [hint]``. ``evidence`` (the end of a console, a program's stderr) follows on
-separate lines. In the log it has a separate field, ``evidence``, so that engines that show one line show the sentence.
+separate lines. In the log it is a separate field, ``evidence``, so that engines that show only one line show the
+message.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 class HawseError(Exception):
     """A failure with a sentence for the user.
 
-    ``message``: what failed and why. ``hint``: the remedy. ``evidence``: output of other programs that shows the cause.
-    ``notes``: what is logged before it, (level, text) each (:mod:`hawse.notes`); other processes do not get them.
+    ``message`` describes the failure and its cause, and ``hint`` the remedy. ``evidence`` is output of other programs
+    that shows the cause. ``notes`` are logged before the error; they are not sent to other processes.
     """
 
     exit_code = 1
@@ -50,10 +51,10 @@ class HawseError(Exception):
     def with_context(
         self, where: str = "", *, message: str = "", hint: str = "", evidence: str = "", then: str = ""
     ) -> Self:
-        """The same error about something that the raiser did not know; raise it ``from None``.
+        """The same error with context that was unknown where it was raised; raise it ``from None``.
 
         ``where`` precedes the message, and ``message`` replaces it. ``hint`` and ``evidence`` are used if the error has
-        none. ``then`` is a failure that followed, as while undoing.
+        none. ``then`` is the message of a second failure, for example of the clean-up.
         """
         text = message or self.message
         error = type(self)(
@@ -72,7 +73,7 @@ class HawseError(Exception):
         return error
 
     def followed_by(self, problem: HawseError) -> Self:
-        """The same error, and a second one that came of undoing; raise it ``from None``."""
+        """The same error, followed by an error of the clean-up; raise it ``from None``."""
         hints = [hint for hint in (self.hint, problem.hint) if hint]
         error = self.with_context(then=problem.message)
         error.hint = "; ".join(dict.fromkeys(hints))

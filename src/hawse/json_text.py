@@ -1,8 +1,8 @@
-"""JSON from users, engines, the guest and files: parsed with a bound on its nesting. Standard library only.
+"""Parse JSON of users, engines, the guest and files, with a limit on its nesting. Standard library only.
 
-Python's own bound is the depth of its stack: a document that it parses may then end any function that walks or encodes
-it with a RecursionError (https://docs.python.org/3/library/json.html, "Implementation Limitations"). No document of the
-OCI specification has more than ten levels.
+Python's parser is limited only by the depth of its stack: a document that it accepts can cause a RecursionError in
+every function that walks or encodes it (https://docs.python.org/3/library/json.html, "Implementation Limitations").
+Documents of the OCI specification are nested at most ten levels deep.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ else:
     #: A JSON object whose fields another program or specification defines: config.json, or a part of it.
     Document = dict
 
-#: Levels of objects and lists in a document.
+#: Maximum nesting of objects and lists in a document.
 MAX_DEPTH = 100
-#: And in a message between hawse's own programs, which has a document in it.
+#: Maximum nesting in a message between hawse's programs, which may contain a document.
 MAX_MESSAGE_DEPTH = 150
 
 
 def parse(data: bytes | bytearray | str, *, depth: int = MAX_DEPTH, constants: bool = False) -> Any:
-    """The value. Raises :class:`json.JSONDecodeError`, which has the place, and ValueError for everything else.
+    """Parse a value. Raises :class:`json.JSONDecodeError` with the position, and ValueError for other faults.
 
-    ``constants``: NaN and Infinity are accepted, which Python's encoder writes.
+    ``constants``: accept NaN and Infinity, which Python's encoder writes.
     """
     try:
         value = json.loads(data) if constants else json.loads(data, parse_constant=_refuse, parse_float=_finite)
@@ -55,8 +55,8 @@ class _NoJsonError(ValueError):
 
 
 def _refuse(name: str) -> None:
-    """They are not of JSON (RFC 8259, section 6), and runc refuses them."""
-    raise _NoJsonError(f"{name} is not a number of JSON")
+    """Refuse constants that are not JSON (RFC 8259, section 6), as runc does."""
+    raise _NoJsonError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

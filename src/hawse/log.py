@@ -1,9 +1,9 @@
-"""Where messages go: the file of ``--log`` in the format of ``--log-format``, and stderr for people.
+"""Log messages: to the file of ``--log`` in the format of ``--log-format``, and to stderr for people.
 
-One line each, appended. Of a file in JSON containerd shows the last object of level "error" (its
-cmd/containerd-shim-runc-v2/process/utils.go, getLastRuntimeError()), and Podman reads the whole as one object or not
-at all (its libpod/oci_conmon_common.go): so an error takes in what was only warned of before it, by this command or by
-those that went well before it, and is then the only object.
+Each message is one line, appended to the file. From a JSON log containerd shows the last object of level "error" (its
+cmd/containerd-shim-runc-v2/process/utils.go, getLastRuntimeError()). Podman parses the whole file as a single object
+(its libpod/oci_conmon_common.go). So an error replaces the warnings in the file, of this command and of earlier
+successful ones: it becomes the only object, and contains them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its ti
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-#: A file with more before the first error is somebody's journal, and stays as it is.
-_MOST_TAKEN_IN = 64 * 1024
+    from hawse.json_text import Document
+
+#: A log with more bytes before the first error collects messages of many commands: it is only appended to.
+_MOST_MERGED = 64 * 1024
 
 
 class Log:
@@ -40,8 +42,8 @@ class Log:
         return os.path.abspath(self._path) if self._path else "", self._form
 
     def error(self, message: str, evidence: str = "") -> None:
-        """The reason for which the command fails. With a log file, people get it on stderr as well, as from runc."""
-        with suppress(OSError):  # of the file: this is told all the same
+        """Log the error with which the command fails. With a log file, it is also printed to stderr, as in runc."""
+        with suppress(OSError):  # print the error even if the file cannot be written
             self._write("error", message, evidence)
         if self._path is not None or self._form != "json":
             if evidence:
@@ -49,18 +51,18 @@ class Log:
             _say(f"hawse: {message}")
 
     def warning(self, message: str) -> None:
-        """Something that the user should know, though the command goes on."""
+        """Log something that the user should know, although the command continues."""
         self._write("warning", message)
         if self._path is None and self._form != "json":
             _say(f"hawse: warning: {message}")
 
     def debug(self, message: str) -> None:
-        """Only with --debug."""
+        """Log a message, only with --debug."""
         if self._debug:
             self._write("debug", message)
 
     def tell(self, notes: Iterable[tuple[str, str]]) -> None:
-        """Log these, (level, text) each: what has been done is done, whether or not the log can be written."""
+        """Log pairs of level and text. Errors of the log file are ignored, since the step is already done."""
         for level, text in notes:
             with suppress(OSError):
                 if level == "warning":
@@ -83,8 +85,8 @@ class Log:
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             if self._form == "json" and stat.S_ISREG(os.fstat(fd).st_mode):
-                fcntl.flock(fd, fcntl.LOCK_EX)  # commands of one container share a file
-                if level == "error" and _take_in(self._path, fields):
+                fcntl.flock(fd, fcntl.LOCK_EX)  # the commands of one container share a file
+                if level == "error" and _merge(self._path, fields):
                     return
             os.write(fd, line.encode() + b"\n")
         finally:
@@ -92,29 +94,29 @@ class Log:
 
 
 def _say(line: str) -> None:
-    """Write to stderr, whoever reads it: what has been done is done, and the exit status the command's own."""
+    """Write to stderr. If it is closed, this does not change the command's exit status."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        # Its reader has gone. Python would write it once more at exit, and make the exit status 120.
+        # The reader has closed stderr. Python would write again at exit, and would then set the exit status to 120.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _take_in(path: str, error: Document) -> bool:
-    """Have an error in place of a log's objects below one, which it then has as "before".
+def _merge(path: str, error: Document) -> bool:
+    """Replace the warnings and debug messages in a log by the error, with these messages in its field "before".
 
-    False, and nothing changed, where there are none, or anything else, or too many.
+    Returns False, and changes nothing, if the file is empty, contains other objects, or is too large.
     """
     with open(path, "r+b", buffering=0) as file:
-        data = file.read(_MOST_TAKEN_IN + 1)
+        data = file.read(_MOST_MERGED + 1)
         try:
             before = [parse(line) for line in data.splitlines()]
         except ValueError:
             return False
         below = all(isinstance(entry, dict) and entry.get("level") in ("warning", "debug") for entry in before)
-        if not before or not below or len(data) > _MOST_TAKEN_IN:
+        if not before or not below or len(data) > _MOST_MERGED:
             return False
         file.seek(0)
-        # In one write that covers all, since somebody may be reading.
+        # In a single write that covers the old content, since another process may be reading the file.
         file.write(json.dumps(error | {"before": before}).encode().ljust(len(data) - 1) + b"\n")
         return True

@@ -1,4 +1,4 @@
-"""What a plan or a step reports to the log without failing."""
+"""Notes: warnings and debug messages that a plan or a step returns for the log."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def debug(text: str) -> Note:
 
 @contextmanager
 def noted(notes: Sequence[Note]) -> Iterator[None]:
-    """A failure inside has these notes: what was noted before it is logged even though no plan is returned.
+    """Attach the notes to an error of the block, so that they are logged although no plan is returned.
 
-    ``notes`` may grow meanwhile.
+    The block may append to ``notes``.
     """
     try:
         yield

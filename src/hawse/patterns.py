@@ -1,8 +1,9 @@
-"""Patterns of PCI functions and of paths, as the configuration has them. Pure.
+"""Patterns of PCI functions, block devices and paths in the configuration. Pure.
 
-A pattern is that of a PCI address (``0000:3b:*``, ``3b:00.0``), of vendor and device in hexadecimal (``8086:10d3``,
-``10de:*``), or ``driver:`` and that of a driver's name. ``*``, ``?`` and ``[...]`` are fnmatch's. A pattern that
-begins with ``block:`` is that of a block device's name on the host (``block:sdb``, ``block:dm-*``), and of no function.
+A pattern of functions matches a PCI address (``0000:3b:*``, ``3b:00.0``), the vendor and device in hexadecimal
+(``8086:10d3``, ``10de:*``), or after ``driver:`` the name of a driver. A pattern that begins with ``block:`` matches
+only the name of a block device on the host (``block:sdb``, ``block:dm-*``). The wildcards ``*``, ``?`` and ``[...]``
+are those of fnmatch.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from fnmatch import fnmatchcase
 
 _DRIVER = "driver:"
 BLOCK = "block:"
-#: A digit of an address, or what stands for some.
+#: A digit of an address, or a wildcard for digits.
 _DIGIT = r"(?:[0-9a-f?]|\[!?[0-9a-f-]+\])"
-#: Of vendor and device, and of an address, whose domain may be left out, as lspci does.
+#: Patterns of vendor and device, and of an address. Its domain may be left out, as in lspci.
 _IDENTITY = re.compile(rf"(?:{_DIGIT}{{4}}|{_DIGIT}*\*):(?:{_DIGIT}{{4}}|{_DIGIT}*\*)")
 _ADDRESS = re.compile(
     rf"(?P<domain>(?:{_DIGIT}{{4,8}}|{_DIGIT}*\*):)?(?:{_DIGIT}{{2}}|{_DIGIT}*\*):"
@@ -24,7 +25,7 @@ _ADDRESS = re.compile(
 
 
 def is_pattern(text: str) -> bool:
-    """Whether it is one that can match something."""
+    """Whether a text is a valid pattern."""
     pattern = text.lower()
     if pattern.startswith(_DRIVER):
         return bool(re.fullmatch(r"[\w*?\[\]!-]+", pattern.removeprefix(_DRIVER)))
@@ -34,7 +35,7 @@ def is_pattern(text: str) -> bool:
 
 
 def matches(text: str, *, address: str, identity: str, driver: str) -> bool:
-    """Whether the pattern is of a function with this address, this vendor and device, and this driver."""
+    """Whether the pattern matches a function with this address, this vendor and device, and this driver."""
     pattern = text.lower()
     if pattern == "*":
         return True
@@ -44,16 +45,16 @@ def matches(text: str, *, address: str, identity: str, driver: str) -> bool:
         return fnmatchcase(driver.lower(), pattern.removeprefix(_DRIVER))
     if _IDENTITY.fullmatch(pattern):
         return fnmatchcase(identity, pattern)
-    found = _ADDRESS.fullmatch(pattern)
-    return found is not None and fnmatchcase(address, pattern if found["domain"] else f"0000:{pattern}")
+    match = _ADDRESS.fullmatch(pattern)
+    return match is not None and fnmatchcase(address, pattern if match["domain"] else f"0000:{pattern}")
 
 
 def is_path_pattern(text: str) -> bool:
-    """Whether it is an absolute path without "." and "..", each part of which may be a pattern of fnmatch."""
+    """Whether a text is an absolute path without "." and "..", whose parts may contain wildcards of fnmatch."""
     return text.startswith("/") and not text.startswith("//") and text != "/" and os.path.normpath(text) == text
 
 
 def matches_path(path: str, pattern: str) -> bool:
-    """Whether the pattern is of a path. A wildcard stands for nothing that has a slash."""
+    """Whether the pattern matches a path. Wildcards do not match slashes."""
     parts, patterns = path.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))

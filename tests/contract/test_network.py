@@ -37,7 +37,7 @@ def network(inside: Namespace, outside: Namespace, tmp_path: Path) -> Iterator[N
         ("/etc/hostname", "not a network namespace"),
         ("/proc/self/ns/mnt", "not a network namespace"),
         ("/dev/null", "not a network namespace"),
-        ("/proc/self/ns/net", "the host's own network, which a virtual machine cannot share"),
+        ("/proc/self/ns/net", "the host's network, which a virtual machine cannot share"),
     ],
 )
 def test_path_that_is_not_a_network_namespace_is_refused(path: str, words: str) -> None:
@@ -223,7 +223,7 @@ def test_namespace_of_the_host_is_never_adopted(tmp_path: Path) -> None:
     network = Network("", str(tmp_path))
     network.look()
     assert network.take_joining() is None
-    with pytest.raises(ConfigError, match="the host's own network"):
+    with pytest.raises(ConfigError, match="the host's network"):
         network.adopt(open_process(os.getpid()))
     assert network.namespace == -1
     network.close()

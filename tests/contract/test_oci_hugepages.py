@@ -47,5 +47,5 @@ def test_directory_of_huge_pages_has_their_size_and_its_owners(tmp_path: Path, p
 
 def test_file_of_huge_pages_is_refused(tmp_path: Path) -> None:
     assert found(tmp_path, "file") == (
-        f"{tmp_path}/file is a file of huge pages, which are the host's own: a virtual machine cannot have them"
+        f"{tmp_path}/file is a file of the host's huge pages, which cannot be shared with a virtual machine"
     )

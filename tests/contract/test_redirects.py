@@ -76,11 +76,11 @@ def test_redirection_that_cannot_be_removed_is_an_error_and_stays_on_record(insi
     lo = {"index": socket.if_nametoindex("lo"), "name": "lo", "qdisc": True}
     os.seteuid(65534)
     try:
-        with pytest.raises(HostError, match="interface lo: cannot take its redirection away: Operation not") as caught:
+        with pytest.raises(HostError, match="interface lo: cannot remove its redirection: Operation not") as caught:
             redirects.undo([lo])
     finally:
         os.seteuid(0)
-    assert caught.value.hint == "tc qdisc del dev lo ingress"
+    assert caught.value.hint == "run tc qdisc del dev lo ingress"
     mine = note(tmp_path / "mine", inside)
     fd = os.open("/dev/null", os.O_RDONLY)
     with pytest.raises(HostError, match="cannot enter the network namespace"):

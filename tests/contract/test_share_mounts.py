@@ -266,7 +266,7 @@ def test_owners_in_a_share_are_mapped_in_both_directions(tmp_path: Path, tree: P
     ("uids", "words"),
     [
         (((0, 1, 2), (1, 9, 2)), "the kernel refuses uidMappings or gidMappings: Invalid argument"),
-        (((0, 100000, 1),), "its file system cannot be mounted with mappings: Invalid argument"),
+        (((0, 100000, 1),), "its file system does not support ID-mapped mounts: Invalid argument"),
     ],
 )
 def test_error_names_a_share_whose_owners_cannot_be_mapped(tree: Path, uids: Any, words: str) -> None:

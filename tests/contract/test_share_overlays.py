@@ -120,7 +120,7 @@ def test_error_names_the_invalid_layer_of_an_overlay() -> None:
             ({"upper": f"{directory}/file"}, "file: not a directory"),
             ({"work": f"{directory}/none"}, "none: no such file"),
             ({"lowers": (f"{directory}/proc",)}, "kernel, proc"),
-            ({"lowers": (directory,) * 200}, "200 lower directories are more than the kernel takes"),
+            ({"lowers": (directory,) * 200}, "200 lower directories exceed the kernel's limit"),
             ({"options": (("index", "never"),)}, "cannot mount the overlay on "),
             ({"work": f"{directory}/upper,:\\"}, "cannot mount the overlay on "),
         ]

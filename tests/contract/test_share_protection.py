@@ -30,7 +30,7 @@ def test_file_system_of_the_hosts_kernel_is_refused_at_any_path(tree: Path, kind
             return error.message
         return "shared"
 
-    said = f"cannot share {tree}/below with the guest: it is on a file system of the host's kernel, "
+    said = f"cannot share {tree}/below with the guest: it is on a file system of the host kernel, "
     assert in_namespace(act) == said + kind
 
 

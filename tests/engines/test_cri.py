@@ -302,7 +302,7 @@ def test_network_of_the_host_is_refused(engine: Containerd, pods: Callable[..., 
     links = engine.node.links()
     with pytest.raises(CallError) as caught:
         pods(security={"namespace_options": {"network": "NODE", "pid": "CONTAINER"}})
-    assert "the container would have the host's network, which a virtual machine cannot share" in caught.value.message
+    assert "the container would use the host's network, which a virtual machine cannot share" in caught.value.message
     assert "hostNetwork" in caught.value.message
     assert engine.node.links() == links
 

@@ -262,7 +262,7 @@ def test_pod_whose_vm_is_killed(crio: Crio) -> None:
     ("kind", "network", "script", "words"),
     [
         ("lonely", "/run/netns/nothing", "true", "sandbox sandbox does not exist"),
-        ("sandbox", "", "true", "virtual machine cannot share .name one, or have the engine do it"),
+        ("sandbox", "", "true", "virtual machine cannot share .add one, or let the engine add it"),
         ("sandbox", "own", "", "executable file not found"),
     ],
 )

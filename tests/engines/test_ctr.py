@@ -127,7 +127,7 @@ def test_run_of_a_missing_program_fails(engine: Containerd) -> None:
 def test_run_with_the_network_of_the_host_is_refused(engine: Containerd) -> None:
     done = run(engine, "true", "--net-host")
     assert done.code == 1
-    assert "the container would have the host's network, which a virtual machine cannot share" in done.errors
+    assert "the container would use the host's network, which a virtual machine cannot share" in done.errors
 
 
 def test_run_with_mounts_environment_and_seccomp(engine: Containerd, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ SITUATIONS: dict[str, Act] = {
     ),
     "virtiofsd cannot keep its capabilities (a warning)": lambda _host: virtiofsd.FEW_RIGHTS,
     "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
-    "The monitor stays in its sandbox's share of CPU time (a warning)": without_control,
+    "The sandbox's share of CPU time limits its monitor (a warning)": without_control,
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "A VM has fewer ports than there are groups": shapes(127),
     "More groups have I/O BARs than a VM has I/O windows": shapes(11, io=32),

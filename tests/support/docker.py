@@ -27,7 +27,7 @@ class Docker(Engine):
 
     program, image = "docker", IMAGE
     refusal_code = 125
-    host_network_error = "the host's own network, which a virtual machine cannot share"
+    host_network_error = "the host's network, which a virtual machine cannot share"
 
     def __init__(self, directory: str, runtime: Runtime, **settings: Any) -> None:
         self.directory = directory

@@ -21,7 +21,7 @@ class Podman(Engine):
 
     program, image = "podman", IMAGE
     refusal_code = 126
-    host_network_error = "the container would have the host's network, which a virtual machine cannot share"
+    host_network_error = "the container would use the host's network, which a virtual machine cannot share"
 
     def __init__(self, directory: str, runtime: Runtime, *, cgroup_manager: str = "cgroupfs") -> None:
         self.directory, self.runtime, self.runtime_root = directory, runtime, runtime.root

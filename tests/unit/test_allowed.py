@@ -72,12 +72,12 @@ def test_every_function_of_a_group_must_match_a_pattern(
 def test_invalid_pattern_in_the_configuration_is_refused(tmp_path: Path, pattern: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(f'[devices]\nallow = ["*", "{pattern}"]\n')
-    with pytest.raises(ConfigError, match=r"devices\.allow: .* is no pattern"):
+    with pytest.raises(ConfigError, match=r"devices\.allow: .* is not a pattern"):
         load_config(str(path))
 
 
 def test_unknown_annotation_in_the_configuration_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_text('[devices]\nannotations = ["devices", "hawse.managed"]\n')
-    with pytest.raises(ConfigError, match=r"devices\.annotations: 'hawse\.managed' is none of device-mode, devices"):
+    with pytest.raises(ConfigError, match=r"devices\.annotations: 'hawse\.managed' is not one of device-mode, devices"):
         load_config(str(path))

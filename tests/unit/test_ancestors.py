@@ -115,8 +115,8 @@ def test_cgroups_are_ordered_from_the_lowest_to_the_root(cgroups: Cgroups) -> No
     [
         (
             Allowed(memory=Limit("/c/memory.max", 64 * MIB)),
-            "/c/memory.max allows 64 MiB, and the virtual machine needs 200 MiB before its containers use any [raise "
-            "that limit, for a Kubernetes pod by an `overhead` of its RuntimeClass, as in deploy/kubernetes/"
+            "/c/memory.max allows 64 MiB, and the virtual machine needs 200 MiB before its containers use memory "
+            "[raise that limit, for a Kubernetes pod by an `overhead` of its RuntimeClass, as in deploy/kubernetes/"
             "runtimeclass.yaml]",
         ),
         (Allowed(memory=Limit("/c/memory.max", 200 * MIB - 1)), "/c/memory.max allows 199 MiB"),

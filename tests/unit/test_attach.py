@@ -208,7 +208,7 @@ class TestDetach:
 
     def test_address_that_was_not_attached_must_be_the_hosts(self, hawse: Command, monitor: FakeMonitor) -> None:
         done = hawse("detach", "c1", "ffff:ff:1f.7")
-        assert (done.code, "ffff:ff:1f.7 is no PCI function of this host" in done.errors) == (1, True)
+        assert (done.code, "ffff:ff:1f.7 is not a PCI function of this host" in done.errors) == (1, True)
         assert monitor.calls == []
 
     @pytest.mark.parametrize("verb", ["detach", "attach"])

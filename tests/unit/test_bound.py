@@ -60,7 +60,7 @@ def test_functions_bound_later_are_restored_at_every_kind_of_end(store: Store, e
     except KeyError:
         pass
     assert on_record(store) == [OTHERS]
-    assert [(lane, name) for lane, name, _, _ in steps.done] == [(DEVICES, "given back")], "nothing was bound first"
+    assert [(lane, name) for lane, name, _, _ in steps.done] == [(DEVICES, "restored")], "nothing was bound first"
 
 
 def test_missing_function_cannot_be_bound(store: Store) -> None:

@@ -131,4 +131,4 @@ def test_limit_is_written_to_the_first_file_that_accepts_it(tmp_path: Path) -> N
     assert cgroup.limit(HostLimits(cpus="3")) == []
     assert (tmp_path / "own" / "cpuset.cpus").read_text() == "3"
     [warning] = cgroup.limit(HostLimits(shares=5))
-    assert warning.endswith("/full has no controller cpu [enable cpu in the cgroups above it]")
+    assert warning.endswith("/full has no controller cpu [enable cpu in its parent cgroups]")

@@ -185,16 +185,16 @@ def test_limits_that_cannot_be_set_are_warnings(tmp_path: Path) -> None:
     (tmp_path / "cgroups").write_text(f"{tmp_path}/leaf\n")
     quota, memory, tasks = HostCgroup(CgroupPlan(path="/leaf"), str(tmp_path)).limit(LIMITS)
     assert quota == (
-        "linux.resources.cpu.quota (with one CPU more for the VM): '150000' is not set in the host's cgroup: "
-        f"{tmp_path}/leaf has no controller cpu [enable cpu in the cgroups above it]"
+        "linux.resources.cpu.quota (plus one CPU for the VM): '150000' is not set in the host's cgroup: "
+        f"{tmp_path}/leaf has no controller cpu [enable cpu in its parent cgroups]"
     )
     assert memory == (
         "the sandbox's memory in bytes: '3221225472' is not set in the host's cgroup: "
-        f"{tmp_path}/leaf/memory.max: No space left on device [use a value that the cgroup above it allows]"
+        f"{tmp_path}/leaf/memory.max: No space left on device [use a value that the parent cgroup allows]"
     )
     assert tasks == (
         "the sandbox's processes and threads: '4096' is not set in the host's cgroup: "
-        f"{tmp_path}/leaf has no controller pids [enable pids in the cgroups above it]"
+        f"{tmp_path}/leaf has no controller pids [enable pids in its parent cgroups]"
     )
 
 
@@ -282,7 +282,7 @@ def test_cgroup_that_refuses_a_process_is_a_warning(tmp_path: Path) -> None:
     os.symlink("/dev/full", tmp_path / "refuses" / "cgroup.procs")  # ENOSPC, as from a cpuset without CPUs
     (tmp_path / "cgroups").write_text("".join(f"{tmp_path}/{name}\n" for name in ("takes", "refuses", "missing")))
     assert HostCgroup(CgroupPlan(path="/x"), str(tmp_path)).add(Lives(7)) == [
-        f"a process is not in the cgroup {tmp_path}/refuses: No space left on device"
+        f"cannot move a process into the cgroup {tmp_path}/refuses: No space left on device"
     ]
     assert (tmp_path / "takes" / "cgroup.procs").read_text() == "7"
 
@@ -355,7 +355,7 @@ def test_systemd_gets_the_limits_that_it_would_reset() -> None:
 
 def test_missing_systemd_is_a_warning_and_the_path_is_created(tmp_path: Path) -> None:
     plan = plan_cgroup("x", "a.slice:docker:1f", {}, systemd=True)
-    none = "the cgroup /a.slice/docker-1f.scope is made without systemd"
+    none = "the cgroup /a.slice/docker-1f.scope is created without systemd"
     assert enter_scope(CgroupPlan(path="/x"), 1) == []
     assert enter_scope(plan, 1, running=f"{tmp_path}/none") == [f"systemd does not run here: {none}"]
     [absent] = enter_scope(plan, 1, running=str(tmp_path), busctl="/none")
@@ -364,7 +364,7 @@ def test_missing_systemd_is_a_warning_and_the_path_is_created(tmp_path: Path) ->
     program.write_text("#!/bin/sh\necho 'Unit docker-1f.scope already exists.' >&2\nexit 1\n")
     program.chmod(0o755)
     assert enter_scope(plan, 1, running=str(tmp_path), busctl=str(program)) == [
-        f"systemd does not make docker-1f.scope: Unit docker-1f.scope already exists.: {none}"
+        f"systemd cannot create docker-1f.scope: Unit docker-1f.scope already exists.: {none}"
     ]
 
 

@@ -56,16 +56,20 @@ def test_jail_that_is_turned_off_is_not_planned(tmp_path: Path) -> None:
 
 
 OBSTACLES = [
-    ("9p", ALL, "with 9p QEMU itself gives files their owners, as root [install the package with virtiofsd]"),
-    ("virtiofs", ALL & ~MKNOD, "hawse lacks CAP_MKNOD [give its service these capabilities]"),
+    (
+        "9p",
+        ALL,
+        "with 9p, QEMU sets the owners of files itself, and must run as root [install the package with virtiofsd]",
+    ),
+    ("virtiofs", ALL & ~MKNOD, "hawse lacks CAP_MKNOD [grant these capabilities to its service]"),
     (
         "virtiofs", ALL & ~MKNOD & ~SYS_ADMIN,
-        "hawse lacks CAP_SYS_ADMIN, CAP_MKNOD [give its service these capabilities]",
+        "hawse lacks CAP_SYS_ADMIN, CAP_MKNOD [grant these capabilities to its service]",
     ),
     (
         "virtiofs", 0,
         "hawse lacks CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_CHROOT, CAP_SYS_ADMIN, "
-        "CAP_MKNOD [give its service these capabilities]",
+        "CAP_MKNOD [grant these capabilities to its service]",
     ),
 ]  # fmt: skip
 
@@ -96,8 +100,12 @@ def test_privileges_of_the_own_process_are_checked() -> None:
         ({"confine": "off"}, WARNING, "disabled: QEMU runs as root"),
         ({"confine": "required"}, OK, "QEMU has only the files of /cache/jails/of/qemu"),
         ({"confine": "auto"}, OK, "and a user id from 2130706432-2130771967"),
-        ({"confine": "auto", "share": "9p"}, WARNING, "QEMU is not confined: with 9p QEMU itself"),
-        ({"confine": "required", "share": "9p"}, MISSING, "with 9p QEMU itself gives files their owners"),
+        (
+            {"confine": "auto", "share": "9p"},
+            WARNING,
+            "QEMU is not confined: with 9p, QEMU sets the owners of files itself",
+        ),
+        ({"confine": "required", "share": "9p"}, MISSING, "with 9p, QEMU sets the owners of files itself"),
     ],
 )
 def test_doctor_says_whether_qemu_can_be_confined(

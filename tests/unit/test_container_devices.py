@@ -56,7 +56,7 @@ def steps(*groups: HostGroup | EmulatedGroup, keep: bool = True) -> list[PlugSte
         (["0000:3b:02.0"], "it is 02.0 on its bus"),
         (["0000:00:1f.6"], "it is on bus 00"),
         (["10000:01:00.0"], "its domain is 10000"),
-        (["0000:3b:00.0", "0000:3b:00.1"], "group 7 has 2 functions, which are behind one bridge"),
+        (["0000:3b:00.0", "0000:3b:00.1"], "group 7 has 2 functions, which share one bridge"),
     ],
 )
 def test_address_is_kept_if_a_root_port_can_provide_it(names: list[str], expected: int | str) -> None:
@@ -68,7 +68,7 @@ def test_plan_names_the_reason_of_another_address() -> None:
     plugs = steps(group(1, "0000:3b:00.0"), group(2, "0000:3c:00.1"), EmulatedGroup(5, ("edu",)))
     assert [(step.guest_address, step.note) for step in plugs] == [
         ("0000:3b:00.0", ""),
-        ("0000:02:00.0", "it is 00.1 on its bus, and a port of the guest has 00.0 alone"),
+        ("0000:02:00.0", "it is 00.1 on its bus, and a port of the guest has only 00.0"),
         ("0000:03:00.0", ""),
     ]
     assert addresses(plugs) == {"0000:3b:00.0": "0000:3b:00.0", "0000:3c:00.1": "0000:02:00.0"}
@@ -232,7 +232,7 @@ def test_map_has_both_addresses_of_each_function_and_its_nodes() -> None:
             "host": {"address": "0000:3c:00.1", "group": 3},
             "guest": {"address": "0000:02:00.0", "group": 4},
             "nodes": ["/dev/vfio/4"],
-            "note": "it is 00.1 on its bus, and a port of the guest has 00.0 alone",
+            "note": "it is 00.1 on its bus, and a port of the guest has only 00.0",
         },
     ], "the path /dev/vfio/3 is the other group's"
 

@@ -25,7 +25,7 @@ def test_names_of_modules_in_the_image_or_built_in(directory: str, names: list[s
 def test_names_that_are_missing(directory: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_loaded(["dm_crypt", "nfsd", "dm", "ipv-6"], directory)
-    assert caught.value.message == "vm.load_modules: nfsd, dm, ipv-6: not among the modules beside the guest image"
+    assert caught.value.message == "vm.load_modules: nfsd, dm, ipv-6: not among the modules of the guest image"
     assert caught.value.hint == "add it to image.extra_modules, then `hawse image build`"
 
 

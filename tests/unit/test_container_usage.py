@@ -127,11 +127,11 @@ def test_update_of_host_limits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cpu", "sentence"),
     [
-        ({"cpus": "8"}, "cpu.cpus: '8': this host does not have all of these: its CPUs are 0 to 7"),
-        ({"cpus": "0-8"}, "cpu.cpus: '0-8': this host does not have all of these: its CPUs are 0 to 7"),
-        ({"mems": "1"}, "cpu.mems: '1': this host does not have all of these: its memory nodes are 0 only"),
-        ({"cpus": "some"}, "cpu.cpus: 'some' is no list of CPUs"),
-        ({"mems": "-1"}, "cpu.mems: '-1' is no list of memory nodes"),
+        ({"cpus": "8"}, "cpu.cpus: '8': this host does not have all of them: its CPUs are 0 to 7"),
+        ({"cpus": "0-8"}, "cpu.cpus: '0-8': this host does not have all of them: its CPUs are 0 to 7"),
+        ({"mems": "1"}, "cpu.mems: '1': this host does not have all of them: its memory nodes are 0 only"),
+        ({"cpus": "some"}, "cpu.cpus: 'some' is not a list of CPUs"),
+        ({"mems": "-1"}, "cpu.mems: '-1' is not a list of memory nodes"),
     ],
 )
 def test_update_refuses_the_cpus_that_create_refuses(tmp_path: Path, cpu: dict[str, str], sentence: str) -> None:
@@ -155,7 +155,7 @@ def test_update_of_cpus_of_a_container_without_a_cgroup_names_the_cause(tmp_path
         with pytest.raises(HostError) as caught:
             await container.usage.update({"cpu": {"cpus": "1"}})
         assert caught.value.sentence() == (
-            "linux.resources.cpu.cpus: '1' is not set in the host's cgroup: the container has none, because "
+            "linux.resources.cpu.cpus: '1' is not set in the host's cgroup: the container has no cgroup there: "
             "config.json has neither linux.cgroupsPath nor a limit that needs one [set linux.cgroupsPath and create "
             "the container again]"
         )

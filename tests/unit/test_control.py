@@ -101,7 +101,7 @@ def test_sandbox_without_a_cgroup_is_not_moved(tmp_path: Path) -> None:
 def test_cgroup_that_cannot_be_created_is_a_warning(host: Host) -> None:
     (host.mount / "hawse.control").write_text("")
     [text] = host.control().enter([open_process(os.getpid())])
-    assert f"its monitor, which cannot be in {host.mount}/hawse.control: Not a directory [" in text
+    assert f"its monitor, which cannot be moved to {host.mount}/hawse.control: Not a directory [" in text
 
 
 def test_last_sandbox_removes_it(host: Host) -> None:

@@ -45,7 +45,7 @@ def test_lists_are_parsed_as_by_the_kernel(text: str, numbers: set[int]) -> None
 def test_invalid_list_is_named(text: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check("linux.resources", "cpus", text, last=7)
-    assert caught.value.sentence().endswith("is no list of CPUs [write it as 0-3,8]")
+    assert caught.value.sentence().endswith("is not a list of CPUs [write it as 0-3,8]")
     assert f"linux.resources.cpu.cpus: {text!r}" in caught.value.sentence()
 
 
@@ -53,7 +53,7 @@ def test_invalid_list_is_named(text: str) -> None:
 def test_numbers_that_the_host_lacks_are_refused_in_a_short_error(text: str) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(ConfigError, match="this host does not have all of these: its CPUs are 0 to 7"):
+        with pytest.raises(ConfigError, match="this host does not have all of them: its CPUs are 0 to 7"):
             check("linux.resources", "cpus", text, last=7)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:

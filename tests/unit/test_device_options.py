@@ -52,7 +52,7 @@ def test_annotations_for_devices_are_refused_by_default() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("hawse.vf-token", "no", "annotations: hawse.vf-token: 'no' is no UUID"),
+        ("hawse.vf-token", "no", "annotations: hawse.vf-token: 'no' is not a UUID"),
         ("hawse.keep-addresses", "yes", "hawse.keep-addresses: 'yes' is neither true nor false"),
         ("hawse.vf_token", TOKEN, "annotations: hawse.vf_token is unknown"),
     ],

@@ -80,9 +80,9 @@ def test_rules_are_translated_for_crun() -> None:
     [
         ([rule(True, 1, 11, "")], r"devices\[0\]\.access: '' has none of r, w, m"),
         ([NONE, rule(True, 1, 11, "x")], r"devices\[1\]\.access: 'x' has none"),
-        ([DeviceRule(allow=True, type="u", access="r")], r"devices\[0\]\.type: 'u' is none of a, b, c"),
-        ([rule(True, -2, 11)], r"devices\[0\]\.major: -2 is no number"),
-        ([rule(True, 1, -3)], r"devices\[0\]\.minor: -3 is no number"),
+        ([DeviceRule(allow=True, type="u", access="r")], r"devices\[0\]\.type: 'u' is not a, b or c"),
+        ([rule(True, -2, 11)], r"devices\[0\]\.major: -2 is not a device number"),
+        ([rule(True, 1, -3)], r"devices\[0\]\.minor: -3 is not a device number"),
         ([NONE, rule(True, 1, None, "rw"), rule(False, 1, 11, "w")],
          r"devices\[2\]: an earlier rule allows c 1:\* rw, and c 1:11 w would deny part of it again"),
         ([ALL, rule(False, 511, None, "w"), rule(True, 511, 8, "w")],

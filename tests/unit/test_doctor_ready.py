@@ -87,7 +87,7 @@ def test_configured_share_is_reported(host: Planner, hawse: Command) -> None:
     results = findings(hawse)
     assert results["shared files"]["verdict"] == WARNING
     assert results["shared files"]["found"].startswith('9p, because of vm.share = "9p"')
-    assert "with 9p QEMU itself" in results["jail"]["found"]
+    assert "with 9p, QEMU sets the owners of files itself" in results["jail"]["found"]
 
 
 def test_invalid_virtiofsd_is_not_reported_as_a_jail_problem(host: Planner, hawse: Command) -> None:
@@ -116,7 +116,7 @@ def test_unreadable_configuration_is_a_finding(hawse: Command) -> None:
     assert done.code == 1
     first, second = done.output.splitlines()[:2]
     assert first.startswith(f"MISSING  configuration: {hawse.config}: ")
-    assert second == "         [correct that in the file]"
+    assert second == "         [correct the file]"
 
 
 def test_findings_of_a_ready_host(host: Planner, hawse: Command) -> None:

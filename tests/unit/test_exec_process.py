@@ -58,7 +58,7 @@ def test_each_option_changes_one_field(changes: dict[str, Any], field: str, valu
         ({"user": "1:"}, "--user '1:'"),
         ({"user": "4294967296"}, "--user"),
         ({"groups": (-1,)}, "--additional-gids -1"),
-        ({"capabilities": ("chown",)}, "--cap 'chown' is no capability"),
+        ({"capabilities": ("chown",)}, "--cap 'chown' is not a capability"),
     ],
 )
 def test_invalid_option_is_named(changes: dict[str, Any], words: str) -> None:

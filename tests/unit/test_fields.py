@@ -73,7 +73,7 @@ def test_field_that_asks_for_nothing_is_removed(field: Field, value: Any) -> Non
     spec = with_field(field.path, value)
     if parent == "vm":  # an object, which exists then
         spec["vm"][last] = value
-        with pytest.raises(ConfigError, match="vm: the virtual machine"):
+        with pytest.raises(ConfigError, match="vm: hawse's configuration defines the virtual machine"):
             review("config.json", spec)
         return
     reviewed, warnings = review("config.json", spec)
@@ -128,9 +128,9 @@ def test_process_of_an_exec_is_checked() -> None:
     assert reviewed == {"args": ["a"]}
     assert len(warnings) == 1
     assert process == {"args": ["a"], "apparmorProfile": "p", "ioPriority": None}
-    with pytest.raises(ConfigError, match=r"^process\.json: ioPriority: the guest's runtime cannot set it$"):
+    with pytest.raises(ConfigError, match=r"^process\.json: ioPriority: the guest's runtime does not support it$"):
         review_process("process.json", {"ioPriority": {}})
-    with pytest.raises(ConfigError, match=r"^process\.json: scheduler: the guest's runtime cannot set it$"):
+    with pytest.raises(ConfigError, match=r"^process\.json: scheduler: the guest's runtime does not support it$"):
         review_process("process.json", {"scheduler": {"policy": "SCHED_FIFO"}})
 
 

@@ -85,8 +85,12 @@ def test_type_of_a_socket_is_found_without_a_message(sockets: Path, name: str, e
         (AGENT, ["/run/spire/agent.sock"], ""),
         (AGENT, ["/x", "/run/*/agent.sock"], ""),
         (AGENT, [], "connections to it are refused in the container"),
-        (AGENT, ["/run/*"], "[an administrator has it forwarded by share.forward_sockets"),
-        (Special(FIFO, "/run/f", 0o600, 0, 0), ["/run/f"], "/run/f is a FIFO of the host: only containers of the same"),
+        (AGENT, ["/run/*"], "[an administrator can forward it with share.forward_sockets"),
+        (
+            Special(FIFO, "/run/f", 0o600, 0, 0),
+            ["/run/f"],
+            "/run/f is a FIFO of the host: it connects only containers of the same",
+        ),
     ],
 )
 def test_socket_that_is_not_forwarded_is_a_warning_with_its_path(
@@ -99,7 +103,7 @@ def test_socket_that_is_not_forwarded_is_a_warning_with_its_path(
 
 def test_socket_of_datagrams_is_not_forwarded() -> None:
     text = obstacle("mounts[1].source", AGENT, [AGENT.path], type_of=lambda _: "datagram")
-    assert "of datagrams: only sockets of streams are forwarded" in text
+    assert "for datagrams: hawse forwards only stream sockets" in text
 
 
 def test_socket_of_unknown_type_is_not_forwarded() -> None:
@@ -134,7 +138,7 @@ def test_annotation_adds_to_the_configuration() -> None:
     annotations = {"hawse.forward-sockets": " /run/a , /run/b,"}
     assert patterns_of(annotations, ("/run/c",)) == ("/run/c", "/run/a", "/run/b")
     assert patterns_of({}, ("/run/c",)) == ("/run/c",)
-    with pytest.raises(ConfigError, match=r"annotations: hawse\.forward-sockets: 'true' is no absolute path"):
+    with pytest.raises(ConfigError, match=r"annotations: hawse\.forward-sockets: 'true' is not an absolute path"):
         patterns_of({"hawse.forward-sockets": "true"}, ())
 
 

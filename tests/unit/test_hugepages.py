@@ -71,7 +71,7 @@ def test_page_counts_are_parsed(text: str, pages: dict[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["2MB", "2MB:", "2MB:-1", "2MB:many", "512", "2MB=512", f"2MB:{10**9}"])
 def test_invalid_page_count_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^annotations: it: '.*' is no number of huge pages"):
+    with pytest.raises(ConfigError, match=r"^annotations: it: '.*' is not a number of huge pages"):
         counts_of("annotations: it", text)
 
 
@@ -142,19 +142,24 @@ BOTH = frozenset({2048, GIB_KIB})
 
 
 @pytest.mark.parametrize(
-    ("role", "said", "free", "pages"),
+    ("role", "asked", "free", "pages"),
     [
         # The limit is the number of pages. A limit of zero counts; a limit above any host's capacity does not.
         (SINGLE, Asked({2048: 32}), 0, ((2048, 32),)),
         (SINGLE, Asked({2048: 32, GIB_KIB: 0}, BOTH), 9, ((2048, 32),)),
-        (SINGLE, Asked({2048: 32}, said={2048: 9}, configured={2048: 8}), 0, ((2048, 32),)),
+        (SINGLE, Asked({2048: 32}, annotated={2048: 9}, configured={2048: 8}), 0, ((2048, 32),)),
         (SINGLE, Asked({2048: 2**52}), 0, ()),
         (SINGLE, Asked({2048: 8 * 1024 - 1}), 0, ((2048, 8 * 1024 - 1),)),
         (SINGLE, Asked({2048: 8 * 1024}), 0, ()),
         (SINGLE, Asked({2048: 2**52}, frozenset({2048})), 7, ((2048, 7),)),
         # The annotation applies to any container, the configuration only to containers that mount such pages.
-        (SINGLE, Asked(said={2048: 9}), 0, ((2048, 9),)),
-        (SINGLE, Asked(mounted=BOTH, said={2048: 9}, configured={2048: 8, GIB_KIB: 1}), 0, ((GIB_KIB, 1), (2048, 9))),
+        (SINGLE, Asked(annotated={2048: 9}), 0, ((2048, 9),)),
+        (
+            SINGLE,
+            Asked(mounted=BOTH, annotated={2048: 9}, configured={2048: 8, GIB_KIB: 1}),
+            0,
+            ((GIB_KIB, 1), (2048, 9)),
+        ),
         (SINGLE, Asked(configured={2048: 8}), 0, ()),
         # Without both: the host's free pages, at most half of the VM's memory; half of it if the host has no pages.
         (SINGLE, Asked(mounted=frozenset({2048})), 100, ((2048, 100),)),
@@ -163,39 +168,41 @@ BOTH = frozenset({2048, GIB_KIB})
         (SINGLE, Asked(mounted=frozenset({GIB_KIB})), 16, ((GIB_KIB, 1),)),
         (SINGLE, Asked(), 100, ()),
         # A pod: the annotation of the pod is on each of its containers; its sandbox has only its own limits.
-        (CONTAINER, Asked(said={2048: 9}), 0, ()),
-        (CONTAINER, Asked(mounted=frozenset({2048}), said={2048: 9}), 0, ((2048, 9),)),
-        (SANDBOX, Asked(mounted=BOTH, said={2048: 9}, configured={2048: 8}), 5, ()),
-        (SANDBOX, Asked({2048: 3}, said={2048: 9}), 5, ((2048, 3),)),
+        (CONTAINER, Asked(annotated={2048: 9}), 0, ()),
+        (CONTAINER, Asked(mounted=frozenset({2048}), annotated={2048: 9}), 0, ((2048, 9),)),
+        (SANDBOX, Asked(mounted=BOTH, annotated={2048: 9}, configured={2048: 8}), 5, ()),
+        (SANDBOX, Asked({2048: 3}, annotated={2048: 9}), 5, ((2048, 3),)),
         # A kubelet passes the limits of a pod; if the engine drops them, the annotation and the configuration apply.
         (CONTAINER, Asked({2048: 3}, frozenset({2048}), kubelets=True), 5, ((2048, 3),)),
         (CONTAINER, Asked({2048: 0}, frozenset({2048}), kubelets=True), 5, ()),
-        (CONTAINER, Asked(mounted=frozenset({2048}), said={2048: 9}, kubelets=True), 5, ((2048, 9),)),
+        (CONTAINER, Asked(mounted=frozenset({2048}), annotated={2048: 9}, kubelets=True), 5, ((2048, 9),)),
         (CONTAINER, Asked(mounted=frozenset({2048}), configured={2048: 8}, kubelets=True), 5, ((2048, 8),)),
         (CONTAINER, Asked(mounted=frozenset({2048})), 5, ((2048, 5),)),
         (SANDBOX, Asked(mounted=frozenset({2048}), kubelets=True), 5, ()),
     ],
 )
 def test_number_of_pages_that_a_guest_reserves(
-    role: str, said: Asked, free: int, pages: tuple[tuple[int, int], ...]
+    role: str, asked: Asked, free: int, pages: tuple[tuple[int, int], ...]
 ) -> None:
-    assert decide(said, role=role, memory_mib=1024, host_mib=16 * 1024, free=lambda _: free) == pages
+    assert decide(asked, role=role, memory_mib=1024, host_mib=16 * 1024, free=lambda _: free) == pages
 
 
 @pytest.mark.parametrize(
-    "said",
+    "asked",
     [
         Asked(mounted=frozenset({2048}), kubelets=True),
         Asked({GIB_KIB: 1}, BOTH, kubelets=True),
         Asked({2048: 2**52}, frozenset({2048}), kubelets=True),
-        Asked(mounted=frozenset({2048}), said={GIB_KIB: 1}, kubelets=True),
+        Asked(mounted=frozenset({2048}), annotated={GIB_KIB: 1}, kubelets=True),
     ],
 )
-def test_page_count_that_the_engine_dropped_is_not_guessed(said: Asked) -> None:
+def test_page_count_that_the_engine_dropped_is_not_guessed(asked: Asked) -> None:
     """containerd and CRI-O drop the limits on a node without the controller hugetlb."""
-    words = r"^mounts: there are huge pages of 2MB, .* \[.*annotate the pod with hawse.hugepages: \"2MB:COUNT\""
+    words = (
+        r"^mounts: the container mounts huge pages of 2MB, .* \[.*annotate the pod with hawse.hugepages: \"2MB:COUNT\""
+    )
     with pytest.raises(ConfigError) as caught:
-        decide(said, role=CONTAINER, memory_mib=1024, host_mib=16 * 1024)
+        decide(asked, role=CONTAINER, memory_mib=1024, host_mib=16 * 1024)
     assert re.search(words, caught.value.sentence())
 
 
@@ -214,15 +221,15 @@ def test_podman_pods_are_not_treated_as_kubelet_pods(annotations: dict[str, str]
 
 
 @pytest.mark.parametrize(
-    ("role", "said", "has"),
+    ("role", "asked", "has"),
     [
-        (SINGLE, Asked(said={2048: 9}), ((2048, 4),)),
-        (SANDBOX, Asked(said={GIB_KIB: 1, 2048: 9}), ((GIB_KIB, 1), (2048, 13))),
+        (SINGLE, Asked(annotated={2048: 9}), ((2048, 4),)),
+        (SANDBOX, Asked(annotated={GIB_KIB: 1, 2048: 9}), ((GIB_KIB, 1), (2048, 13))),
         (SANDBOX, Asked(), ((2048, 4),)),
     ],
 )
-def test_pod_vm_has_memory_for_the_pages_of_its_annotation(role: str, said: Asked, has: Pages) -> None:
-    assert room(said, ((2048, 4),), role=role) == has
+def test_pod_vm_has_memory_for_the_pages_of_its_annotation(role: str, asked: Asked, has: Pages) -> None:
+    assert room(asked, ((2048, 4),), role=role) == has
 
 
 def test_page_counts_are_read_from_all_sources(tmp_path: Path) -> None:
@@ -307,7 +314,7 @@ def test_cgroup_limit_below_the_vms_pages_is_refused(tmp_path: Path, file: str, 
     if is_enough:
         look(2)
         return
-    with pytest.raises(HostError, match=f"^{place} is {text}, and 0 is used: .* takes 2097152"):
+    with pytest.raises(HostError, match=f"^{place} is {text}, and 0 is used: .* needs 2097152 bytes"):
         look(2)
 
 

@@ -192,13 +192,13 @@ def test_mappings_that_the_kernel_takes_are_taken(maps: Maps) -> None:
 @pytest.mark.parametrize(
     ("uids", "gids", "user", "words"),
     [
-        ([(1, 5, 9)], GIDS, PLAIN, r"linux\.uidMappings: nothing is mapped to 0"),
-        (UIDS, [(1, 5, 9)], PLAIN, r"linux\.gidMappings: nothing is mapped to 0"),
+        ([(1, 5, 9)], GIDS, PLAIN, r"linux\.uidMappings: 0, root of the user namespace, is not mapped"),
+        (UIDS, [(1, 5, 9)], PLAIN, r"linux\.gidMappings: 0, root of the user namespace, is not mapped"),
         ([(0, 5, 9), (8, 50, 9)], GIDS, PLAIN, r"linux\.uidMappings: two ranges have the containerID 8"),
         (UIDS, [(0, 5, 9), (20, 13, 9)], PLAIN, r"linux\.gidMappings: two ranges have the hostID 13"),
-        ([(0, 2**32 - 5, 5)], GIDS, PLAIN, "ids end at 4294967294"),
-        (UIDS, [(0, 0, 2**32)], PLAIN, "ids end at 4294967294"),
-        ([(number, number, 1) for number in range(341)], GIDS, PLAIN, "341 ranges, and the kernel takes 340"),
+        ([(0, 2**32 - 5, 5)], GIDS, PLAIN, "the last valid ID is 4294967294"),
+        (UIDS, [(0, 0, 2**32)], PLAIN, "the last valid ID is 4294967294"),
+        ([(number, number, 1) for number in range(341)], GIDS, PLAIN, "341 ranges, and the kernel accepts 340"),
         ([(0, 5, 9)], GIDS, {"uid": 9, "gid": 0}, r"process\.user\.uid: 9 is not mapped"),
         (UIDS, [(0, 5, 9)], {"uid": 0, "gid": 9}, r"process\.user\.gid: 9 is not mapped"),
         (UIDS, [(0, 5, 9)], PLAIN | {"additionalGids": [3, 9]}, r"process\.user\.additionalGids: 9 is not mapped"),
@@ -214,5 +214,5 @@ def test_mappings_that_cannot_work_are_named(
 @pytest.mark.parametrize("option", ["idmap=uids=0-1-10", "ridmap=uids=0-1-10;gids=0-1-10", "idmap="])
 @pytest.mark.parametrize("bind", [False, True])
 def test_crun_s_own_option_is_refused(option: str, bind: bool) -> None:
-    with pytest.raises(ConfigError, match=r"x\.options: '.*' is no option of the specification"):
+    with pytest.raises(ConfigError, match=r"x\.options: '.*' is not an option of the specification"):
         take_out("x", {"destination": "/d", "options": ["bind", option]}, (UIDS, GIDS), bind=bind)

@@ -55,8 +55,8 @@ def test_nesting_is_limited(nested: Callable[[int], str]) -> None:
     ("text", "words"),
     [
         ("9" * 5000, "a number has more digits than Python converts"),
-        ("NaN", "NaN is not a number of JSON"),
-        ("[-Infinity]", "-Infinity is not a number of JSON"),
+        ("NaN", "NaN is not a JSON number"),
+        ("[-Infinity]", "-Infinity is not a JSON number"),
         ("1e999", "1e999 is more than a number of 64 bits can hold"),
         ('{"a": [-1e309]}', "-1e309 is more than a number of 64 bits can hold"),
         ('{"a": 1,}', "Expecting property name"),
@@ -123,7 +123,7 @@ def process(directory: Path, text: str) -> object:
         (lambda at, text: load_bundle(str(bundle(at, text))), ConfigError, "{at}/config.json: "),
         (process, ConfigError, "{at}/file.json: "),
         (resources, ConfigError, "update: {at}/file.json: not JSON: "),
-        (lambda at, text: timeline.read(file(at, text)), ConfigError, "timeline {at}/file.json: it is no trace"),
+        (lambda at, text: timeline.read(file(at, text)), ConfigError, "timeline {at}/file.json: not a trace"),
         (lambda _, text: edits._json(text), ConfigError, "not JSON: "),
         (lambda _, text: control.decode_call(text.encode()), LinkError, "link: control message that is not JSON: "),
         (lambda _, text: control.decode_reply(text.encode()), LinkError, "link: control message that is not JSON: "),
@@ -154,7 +154,7 @@ def test_document_that_others_report_counts_as_none(tmp_path: Path, text: str) -
     store = Store(str(tmp_path), "c1")
     store.make()
     Path(store.path, "state.json").write_text(text)
-    with pytest.raises(HawseError, match="is another runtime's"):
+    with pytest.raises(HawseError, match="belongs to another runtime"):
         store.read()
     Log(path, form="json").error("x")
     assert Path(path).read_text().startswith(text)

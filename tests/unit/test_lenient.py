@@ -91,8 +91,8 @@ def test_relative_paths_are_below_the_root_with_a_warning(tmp_path: Path) -> Non
     assert bundle.spec.linux.devices[0].path == bundle.raw["linux"]["devices"][0]["path"] == "/dev/null2"
     number = len(spec["mounts"]) - 1
     assert bundle.warnings == (
-        f"mounts[{number}].destination: 'run/secrets' is not absolute: it is taken as below /",
-        "linux.devices[0].path: 'dev/null2' is not absolute: it is taken as below /",
+        f"mounts[{number}].destination: 'run/secrets' is not absolute: it is read as a path below /",
+        "linux.devices[0].path: 'dev/null2' is not absolute: it is read as a path below /",
     )
 
 

@@ -72,7 +72,7 @@ NO_NAME = r"Expected `str` matching regex "
             {"nodes": [CARD | {"minor": 2**64}]}, "nodes[0].minor: Expected `int` <= 1048575", id="more than 64 bits"
         ),
         pytest.param(
-            {"nodes": [CARD | {"minor": True}]}, "nodes[0].minor: Expected `int`, got `bool`", id="minor is no number"
+            {"nodes": [CARD | {"minor": True}]}, "nodes[0].minor: Expected `int`, got `bool`", id="invalid minor"
         ),
         pytest.param(
             {"nodes": [CARD | {"minor": 1.0}]}, "nodes[0].minor: Expected `int`, got `float`", id="minor is a fraction"

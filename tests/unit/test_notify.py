@@ -139,10 +139,10 @@ def test_sockets_by_path_and_by_abstract_name_are_reached(tmp_path: Path, host: 
 @pytest.mark.parametrize(
     ("below", "problem"),
     [
-        ("link.sock", "it is no socket"), ("linked/n.sock", "Not a directory"), ("up/n.sock", "Not a directory"),
-        ("file", "it is no socket"), ("fifo", "it is no socket"), ("none", "No such file or directory"),
-        ("file/x", "Not a directory"), ("inner", "it is no socket"), ("dead.sock", "Connection refused"),
-        ("inner/n.sock", "No such file or directory"), ("", "it is no socket"),
+        ("link.sock", "it is not a socket"), ("linked/n.sock", "Not a directory"), ("up/n.sock", "Not a directory"),
+        ("file", "it is not a socket"), ("fifo", "it is not a socket"), ("none", "No such file or directory"),
+        ("file/x", "Not a directory"), ("inner", "it is not a socket"), ("dead.sock", "Connection refused"),
+        ("inner/n.sock", "No such file or directory"), ("", "it is not a socket"),
     ],
 )  # fmt: skip
 def test_only_sockets_below_the_mount_are_reached(tmp_path: Path, host: Notified, below: str, problem: str) -> None:
@@ -167,7 +167,7 @@ def test_unreachable_socket_of_the_caller_is_reported_in_a_sentence(address: str
     assert notify.problem(Notify(host=address, caller=True)) != ""
     with pytest.raises(HostError) as caught:
         notify.report_ready(address, "READY=1", pid=1)
-    assert "the container is ready, and nobody was told [it names the service manager's socket" in str(
+    assert "the container is ready, but this cannot be reported [set it to the service manager's socket" in str(
         caught.value.sentence()
     )
 

@@ -149,7 +149,7 @@ def test_warnings_of_the_bundle_are_logged(tmp_path: Path) -> None:
     spec = example()
     spec["mounts"] = [{"destination": "data", "type": "tmpfs", "source": "tmpfs"}]
     notes = plan_guest(bundle_with(tmp_path, spec), container="c1").notes
-    assert ("warning", "mounts[0].destination: 'data' is not absolute: it is taken as below /") in notes
+    assert ("warning", "mounts[0].destination: 'data' is not absolute: it is read as a path below /") in notes
 
 
 def test_binds_are_shared_and_kernel_views_are_those_of_the_guest(tmp_path: Path) -> None:
@@ -181,16 +181,16 @@ def with_bind(path: Path, source: str) -> Bundle:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("/sys/class/net", "/sys/class/net is the guest's own, not the host's"),
-        ("/proc/", "/proc is the guest's own, not the host's"),
-        ("/dev/log", "/dev/log is the guest's own, not the host's"),
-        ("/dev/vfio/vfio", "/dev/vfio/vfio is the guest's own, not the host's"),
-        ("/dev", "/dev is the guest's own: of the host's VFIO devices it has those alone that linux.devices names"),
+        ("/sys/class/net", "/sys/class/net is the guest's, not the host's"),
+        ("/proc/", "/proc is the guest's, not the host's"),
+        ("/dev/log", "/dev/log is the guest's, not the host's"),
+        ("/dev/vfio/vfio", "/dev/vfio/vfio is the guest's, not the host's"),
+        ("/dev", "/dev is the guest's: it contains only the VFIO devices of the host that linux.devices lists"),
         (
             "/dev/vfio/",
-            "/dev/vfio is the guest's own: of the host's VFIO devices it has those alone that linux.devices",
+            "/dev/vfio is the guest's: it contains only the VFIO devices of the host that linux.devices",
         ),
-        ("/dev/vfio/devices", "/dev/vfio/devices is the guest's own: of the host's VFIO devices it has those alone"),
+        ("/dev/vfio/devices", "/dev/vfio/devices is the guest's: it contains only the VFIO devices of the host"),
     ],
 )
 def test_mount_that_the_guest_replaces_is_a_warning(tmp_path: Path, source: str, words: str) -> None:
@@ -206,20 +206,20 @@ def test_link_to_a_kernel_view_is_that_of_the_guest(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/sys/class")
     plan = plan_guest(with_bind(tmp_path, f"{tmp_path}/link/net"), container="c1")
     [(_, text)] = plan.notes
-    assert "/sys/class/net is the guest's own" in text
+    assert "/sys/class/net is the guest's, not the host's" in text
     assert [mount["source"] for mount in plan.spec["mounts"]] == ["/sys/class/net"]
     assert len(plan.shares) == 1
 
 
 def test_link_to_a_vfio_node_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/vfio/12")
-    with pytest.raises(ConfigError, match="/dev/vfio/12 is a device of the host's"):
+    with pytest.raises(ConfigError, match="/dev/vfio/12 is a device of the host"):
         plan_guest(with_bind(tmp_path, f"{tmp_path}/link"), container="c1")
 
 
 @pytest.mark.parametrize("source", ["/dev/vfio/12", "/dev/vfio/devices/vfio3", "/dev/../dev/vfio/noiommu-0"])
 def test_mount_of_a_vfio_node_is_refused(tmp_path: Path, source: str) -> None:
-    with pytest.raises(ConfigError, match=r"mounts\[0\]\.source: /dev/vfio/\S+ is a device of the host's") as caught:
+    with pytest.raises(ConfigError, match=r"mounts\[0\]\.source: /dev/vfio/\S+ is a device of the host") as caught:
         plan_guest(with_bind(tmp_path, source), container="c1")
     assert "--device" in caught.value.hint
 
@@ -441,7 +441,7 @@ def test_network_namespace_is_not_passed_to_the_guest(
 @pytest.mark.parametrize("linux", [{}, {"namespaces": []}, {"namespaces": [{"type": "pid"}]}])
 def test_network_of_the_host_is_refused_by_name(tmp_path: Path, linux: dict[str, Any]) -> None:
     with pytest.raises(
-        ConfigError, match=r"linux\.namespaces: none of type network: the container would have the host's"
+        ConfigError, match=r"linux\.namespaces: none of type network: the container would use the host's"
     ):
         plan_guest(bundle_with(tmp_path, example() | {"linux": linux}), container="c1")
 

@@ -41,12 +41,12 @@ MAPPING = [{"containerID": 0, "hostID": 1000, "size": 1}]
 @pytest.mark.parametrize(
     ("part", "change", "words"),
     [
-        ("process", {"rlimits": [limit("RLIMIT_FLY")]}, r"process\.rlimits\[0\]\.type: 'RLIMIT_FLY' is no resource"),
+        ("process", {"rlimits": [limit("RLIMIT_FLY")]}, r"process\.rlimits\[0\]\.type: 'RLIMIT_FLY' is not a resource"),
         ("process", {"rlimits": [limit("NOFILE")]}, r"process\.rlimits\[0\]\.type: 'NOFILE' is no"),
-        ("process", {"rlimits": [limit("RLIMIT_AS"), limit("RLIMIT_AS")]}, r"rlimits\[1\]: RLIMIT_AS is there twice"),
+        ("process", {"rlimits": [limit("RLIMIT_AS"), limit("RLIMIT_AS")]}, r"rlimits\[1\]: RLIMIT_AS is listed twice"),
         ("process", {"rlimits": [limit("RLIMIT_AS", 5, 4)]}, r"rlimits\[0\]: RLIMIT_AS: soft 5 is above hard 4"),
-        ("linux", {"namespaces": [*ALL, {"type": "x"}]}, r"linux\.namespaces\[6\]\.type: 'x' is no kind of namespace"),
-        ("linux", {"namespaces": [*ALL, ALL[0]]}, r"linux\.namespaces\[6\]: the pid namespace is there twice"),
+        ("linux", {"namespaces": [*ALL, {"type": "x"}]}, r"namespaces\[6\]\.type: 'x' is not a kind of namespace"),
+        ("linux", {"namespaces": [*ALL, ALL[0]]}, r"linux\.namespaces\[6\]: the pid namespace is listed twice"),
         ("linux", {"namespaces": [*ALL, {"type": "time"}]}, r"namespaces\[6\]: .* cannot create a time namespace"),
         ("linux", {"namespaces": without("mount")}, r"linux\.namespaces: none of type mount"),
         ("linux", {"namespaces": without("uts")}, "hostname: the container has no uts namespace"),

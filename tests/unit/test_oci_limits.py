@@ -53,7 +53,7 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
         (example() | {"root": None}, "root: missing"),
         ([example()], "not a JSON object"),
         (changed("linux", devices=[{"path": "/dev/x", "type": "x"}]),
-         "linux.devices[0].type: 'x' is none of c, b, u, p"),
+         "linux.devices[0].type: 'x' is not c, b, u or p"),
         (changed("process", user={"uid": 2**32}), "process.user.uid: expected int <= 4294967295"),
     ],
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_root_file_system_is_read_only_on_request(tmp_path: Path, readonly: bool
     assert plan_guest(load_bundle(str(tmp_path)), container="c1").shares[0].readonly is readonly
 
 
-@pytest.mark.parametrize(("kind", "hint"), [("network", "--network=host"), ("mount", "name one")])
+@pytest.mark.parametrize(("kind", "hint"), [("network", "--network=host"), ("mount", "add one")])
 def test_hint_for_a_missing_namespace_is_an_option_of_the_engine(tmp_path: Path, kind: str, hint: str) -> None:
     (tmp_path / "rootfs").mkdir()
     namespaces = [{"type": name} for name in ("network", "mount") if name != kind]
@@ -137,7 +137,7 @@ def test_sizes_of_pages(text: str, kib: int) -> None:
 
 def test_numbers_of_pages() -> None:
     assert counts_of("x", "2MB:9999999") == {2048: 9999999}
-    with pytest.raises(ConfigError, match="is no number of huge pages"):
+    with pytest.raises(ConfigError, match="is not a number of huge pages"):
         counts_of("x", "2MB:10000000")
 
 
@@ -153,8 +153,8 @@ def test_process_that_started_a_day_ago_is_listed_with_its_date(age: int, form: 
 @pytest.mark.parametrize(
     ("update", "current", "words"),
     [
-        ({"memory": {"swap": 5}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is not set"),
-        ({"memory": {"swap": 5, "limit": 6}}, {}, "memory.swap 5 is memory and swap together, and memory.limit is 6"),
+        ({"memory": {"swap": 5}}, {}, "memory.swap 5 is the sum of memory and swap, and memory.limit is not set"),
+        ({"memory": {"swap": 5, "limit": 6}}, {}, "memory.swap 5 is the sum of memory and swap, and memory.limit is 6"),
         ({"memory": {"kernel": 7}}, {"memory": {"kernel": 8}}, "memory.kernel cannot be changed"),
         ({"memory": {"kernel": 7}}, {"memory": None}, "memory.kernel cannot be changed"),
     ],

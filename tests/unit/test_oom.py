@@ -23,7 +23,7 @@ from tests.support.async_wait import until
     ("files", "reason"),
     [
         ({"memory.events": "", "cgroup.type": "domain\n"}, ""),
-        ({"memory.events": "", "cgroup.type": "domain threaded\n"}, "it is no domain"),
+        ({"memory.events": "", "cgroup.type": "domain threaded\n"}, "it is not a domain cgroup"),
         ({"memory.events": "", "cgroup.type": "domain\n", "below/cgroup.type": ""}, "it has children"),
         ({"cgroup.type": "domain\n"}, "it has no memory controller of version 2"),
         ({"memory.oom_control": "", "memory.limit_in_bytes": ""}, "it has no memory controller of version 2"),

@@ -110,12 +110,14 @@ class TestSize:
         for limit, warned in ((mib - 1, True), (mib, False), (512, False)):
             host.write(limited(memory={"limit": limit * MIB}))
             host.sandbox()
-            assert any("limit: " in text and "no more memory" in text for text in host.said.warnings) is warned
+            assert (
+                any("limit: " in text and "does not have more memory" in text for text in host.said.warnings) is warned
+            )
 
     @pytest.mark.parametrize(
         ("vm", "words"),
         [
-            ("overhead_mib = 175", "vm.overhead_mib is 175, and QEMU and the programs beside it may need 176 MiB"),
+            ("overhead_mib = 175", "vm.overhead_mib is 175, and QEMU and its helpers may need 176 MiB"),
             ("overhead_mib = 176", ""),
             ("overhead_mib = 0", ""),
         ],

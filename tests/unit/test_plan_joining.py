@@ -68,10 +68,10 @@ def test_cpus_of_the_host_are_for_its_cgroup(host: Planner, cpu: dict[str, Any])
 @pytest.mark.parametrize(
     ("cpu", "words"),
     [
-        ({"cpus": "3-1"}, "config.json: linux.resources.cpu.cpus: '3-1' is no list of CPUs"),
-        ({"cpus": "0-4294967295"}, "linux.resources.cpu.cpus: '0-4294967295': this host does not have all of these"),
-        ({"mems": "0-"}, "linux.resources.cpu.mems: '0-' is no list of memory nodes"),
-        ({"mems": "4096"}, "linux.resources.cpu.mems: '4096': this host does not have all of these"),
+        ({"cpus": "3-1"}, "config.json: linux.resources.cpu.cpus: '3-1' is not a list of CPUs"),
+        ({"cpus": "0-4294967295"}, "linux.resources.cpu.cpus: '0-4294967295': this host does not have all of them"),
+        ({"mems": "0-"}, "linux.resources.cpu.mems: '0-' is not a list of memory nodes"),
+        ({"mems": "4096"}, "linux.resources.cpu.mems: '4096': this host does not have all of them"),
     ],
 )
 def test_lists_of_cpus_are_checked_before_anything_is_started(host: Planner, cpu: dict[str, Any], words: str) -> None:

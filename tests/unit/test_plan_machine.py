@@ -52,7 +52,7 @@ class TestMachine:
 
     def test_configured_virtiofs_that_is_unavailable_is_an_error(self, host: Planner) -> None:
         make_qemu(host.qemu, devices=[name for name in DEVICES if name != "vhost-user-fs-pci"])
-        with pytest.raises(HostError, match="no virtiofsd was found"):
+        with pytest.raises(HostError, match="virtiofsd is not installed"):
             host.sandbox(host.config(vm='share = "virtiofs"'))
 
     @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ class TestMachine:
             assert text.startswith(
                 "guests run under QEMU's TCG, which QEMU does not consider a security boundary, since "
             )
-            assert 'set vm.accel = "kvm" to refuse that' in text
+            assert 'set vm.accel = "kvm" to forbid TCG' in text
 
     def test_configured_tcg_causes_no_warning(self, host: Planner) -> None:
         assert host.sandbox(host.config(vm='accel = "tcg"')).machine.shape.accel == "tcg"

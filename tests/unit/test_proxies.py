@@ -94,7 +94,7 @@ def test_signal_and_resize_are_forwarded(tmp_path: Path) -> None:
         pytest.param(encode(LOCAL + 1, CREDIT, encode_credit(10)), id="too much credit"),
         pytest.param(control.encode_call(2, "state", {}), id="a second call"),
         pytest.param(control.encode_event("signal", {}), id="a signal without a number"),
-        pytest.param(control.encode_event("signal", {"number": "x"}), id="a signal that is no number"),
+        pytest.param(control.encode_event("signal", {"number": "x"}), id="a signal that is not a number"),
         pytest.param(control.encode_event("signal", {"number": None}), id="a signal that is nothing"),
     ],
 )

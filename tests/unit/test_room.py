@@ -49,15 +49,20 @@ def test_limit_that_the_vm_can_satisfy(room: Room, limit: int, huge: int) -> Non
             MACHINE,
             512 * MIB,
             512,
-            "512 MiB are more than the virtual machine has for a container beside 512 MiB of huge",
+            "512 MiB are more than the virtual machine has for a container besides 512 MiB of huge",
         ),
-        (WITH_PAGES, 577 * MIB, 0, "577 MiB are more than the virtual machine has for a container beside 256 MiB of"),
-        (WITH_PAGES, 512 * MIB, 256, "512 MiB are more than the virtual machine has for a container beside 512 MiB of"),
+        (WITH_PAGES, 577 * MIB, 0, "577 MiB are more than the virtual machine has for a container besides 256 MiB of"),
+        (
+            WITH_PAGES,
+            512 * MIB,
+            256,
+            "512 MiB are more than the virtual machine has for a container besides 512 MiB of",
+        ),
         (
             MACHINE,
             MIB,
             900,
-            "1 MiB are more than the virtual machine has for a container beside 900 MiB of huge pages: 0",
+            "1 MiB are more than the virtual machine has for a container besides 900 MiB of huge pages: 0",
         ),
     ],
 )
@@ -66,7 +71,7 @@ def test_limit_above_the_memory_of_the_vm_is_refused(room: Room, limit: int, hug
     with pytest.raises(ConfigError) as caught:
         room.check_memory("memory.limit", limit, hugepages_mib=huge, host_mib=16 * 1024)
     assert caught.value.message.startswith(f"memory.limit: {words}")
-    assert "kubelet from 1.23 on" in caught.value.hint
+    assert "kubelets from 1.23 on" in caught.value.hint
     assert ("hawse.hugepages" in caught.value.hint) is (huge > 0 or room is WITH_PAGES)
     size = int(caught.value.hint.partition("vm.memory_mib in the configuration to ")[2].partition(" ")[0])
     larger = msgspec.structs.replace(room, memory_mib=size)
@@ -87,14 +92,16 @@ def test_limit_above_the_memory_of_a_single_containers_vm_names_the_option_first
 def test_limit_is_only_a_warning_on_a_host_without_more_memory() -> None:
     [text] = MACHINE.check_memory("memory.limit", 900 * MIB, host_mib=2047)
     assert text.startswith("memory.limit: 900 MiB are more")
-    assert text.endswith("[this host has no more memory for it: lower the limit]")
+    assert text.endswith("[lower the limit: this host does not have more memory for the VM]")
 
 
 def test_group_in_the_vm_is_shared_in_its_present_mode() -> None:
     room = Room(spares=[], plugs=plan(EDU, NICS).container.plugs, native=[7])
     assert [(plug.device, plug.shared) for plug in room.shared([5, 9], native=False)] == [("vfio-5-0", True)]
     assert [plug.device for plug in room.shared([7], native=True)] == ["vfio-7-1", "vfio-7-0"]
-    with pytest.raises(ConfigError, match="group 7 is left to the guest's own driver in another container of the pod"):
+    with pytest.raises(
+        ConfigError, match="group 7 is used by a driver of the guest kernel in another container of the pod"
+    ):
         room.shared([5, 7], native=False)
     with pytest.raises(ConfigError, match="group 5 is a VFIO device in another container of the pod"):
         room.shared([5], native=True)

@@ -410,6 +410,8 @@ def test_disk_of_the_host_is_refused_whatever_the_type(tmp_path: Path) -> None:
     (tmp_path / "rootfs").mkdir()
     (tmp_path / "config.json").write_text(json.dumps(spec))
     disk = DeviceNode("b", 8, 0, 0o600, 0, 0)
-    with pytest.raises(ConfigError, match=r"mounts\[7\]\.type: unheardfs: the disk '/dev/sdz' is the host's"):
+    with pytest.raises(
+        ConfigError, match=r"mounts\[7\]\.type: unheardfs: the disk '/dev/sdz' of the host does not exist in the guest"
+    ):
         files = HostFiles(node=lambda path: disk if "sdz" in path else None)
         plan_guest(load_bundle(str(tmp_path)), container="c1", files=files)

@@ -67,7 +67,7 @@ def test_state_of_another_runtime_is_not_a_container(store: Store, text: str) ->
     """containerd uses one root directory for all runtimes of a namespace."""
     with open(f"{store.path}/state.json", "w") as file:
         file.write(text)
-    with pytest.raises(NotFoundError, match=r"container does not exist: c1: .* is another runtime's"):
+    with pytest.raises(NotFoundError, match=r"container does not exist: c1: .* belongs to another runtime"):
         store.read()
 
 
@@ -225,7 +225,7 @@ def test_joined_container_has_the_monitor_of_its_sandbox(store: Store) -> None:
 def test_state_directory_that_cannot_be_created_is_named(tmp_path: Path) -> None:
     (tmp_path / "root").touch()
     store = Store(f"{tmp_path}/root/below", "c1")
-    with pytest.raises(StateError, match=r"cannot make the state directory .*/root/below/c1: Not a directory"):
+    with pytest.raises(StateError, match=r"cannot create the state directory .*/root/below/c1: Not a directory"):
         store.make()
     with pytest.raises(NotFoundError, match="container does not exist: c1"):
         store.read()

@@ -11,7 +11,7 @@ from hawse.host.cgroup.systemd import end_scope, enter_scope
 from hawse.oci.limits.cgroups import CgroupPlan
 
 PLAN = CgroupPlan(path="/a.slice/b-c1.scope", slice="a.slice", unit="b-c1.scope")
-WITHOUT = "the cgroup /a.slice/b-c1.scope is made without systemd"
+WITHOUT = "the cgroup /a.slice/b-c1.scope is created without systemd"
 
 
 def busctl(directory: Path, script: str) -> str:
@@ -42,7 +42,7 @@ def test_process_that_systemd_does_not_move(tmp_path: Path) -> None:
     script = f"printf '0::/a.slice/xb-c1.scope\\n1:x:/a.slice/b-c1.scope/child\\n' >{tmp_path}/77/cgroup"
     for body in (script, f"rm -r {tmp_path}/77"):
         assert enter(tmp_path, body, seconds=0.02) == [
-            f"systemd has not moved a process into b-c1.scope for 0.02 s: {WITHOUT}"
+            f"systemd did not move the process into b-c1.scope within 0.02 s: {WITHOUT}"
         ]
 
 

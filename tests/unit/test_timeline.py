@@ -49,8 +49,8 @@ def test_trace_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("{", "it is no trace"), ("[]", "it is no trace"), ('{"traceEvents": [{"ph": "X"}]}', "it is no trace"),
-     ('{"traceEvents": []}', "it has no steps")],
+    [("{", "not a trace"), ("[]", "not a trace"), ('{"traceEvents": [{"ph": "X"}]}', "not a trace"),
+     ('{"traceEvents": []}', "the trace contains no steps")],
 )  # fmt: skip
 def test_file_that_is_not_a_trace_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "trace.json"
@@ -136,7 +136,7 @@ def test_trace_is_read_up_to_a_size(tmp_path: Path, more: int) -> None:
     if not more:
         assert len(timeline.read(str(path))) == len(STEPS)
         return
-    with pytest.raises(ConfigError, match="more than 16777216 bytes are no timeline"):
+    with pytest.raises(ConfigError, match="larger than 16777216 bytes"):
         timeline.read(str(path))
 
 

@@ -240,7 +240,7 @@ def test_limits_are_merged(update: dict[str, Any], guest: dict[str, Any]) -> Non
 @pytest.mark.parametrize(
     ("update", "words"),
     [
-        ([], "no JSON object"),
+        ([], "not a JSON object"),
         ({"memory": {"limit": "64m"}}, "memory.limit: expected int"),
         ({"memory": {"limit": 10**30}}, "memory.limit: expected int <= 9223372036854775807"),
         ({"memory": {"swap": 10**30}}, "memory.swap: expected int <= 9223372036854775807"),

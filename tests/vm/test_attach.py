@@ -122,7 +122,7 @@ def test_group_in_use_is_detached_only_by_force(runtime: Runtime) -> None:
     [
         ("8", "group 8 is attached to c1 already"),
         ("99999", "IOMMU group 99999 does not exist"),
-        ("0000:ff:1f.7", "0000:ff:1f.7 is no PCI function of this host"),
+        ("0000:ff:1f.7", "0000:ff:1f.7 is not a PCI function of this host"),
         ("nonsense", "'nonsense' is neither a group's number nor a PCI address"),
     ],
 )

@@ -220,7 +220,7 @@ def test_only_limits_for_the_host_are_set_on_the_host(parent: str, runtime: Runt
     assert runtime("update", "--cpuset-cpus", last, "--cpu-share", "1024", "c1").code == 0
     assert (file_of("cpuset.cpus"), allowed_of(monitor)) == (last, last)
     refused = runtime("update", "--cpuset-cpus", "99999", "c1")
-    sentence = "linux.resources.cpu.cpus: '99999': this host does not have all of these: its CPUs are "
+    sentence = "linux.resources.cpu.cpus: '99999': this host does not have all of them: its CPUs are "
     assert (refused.code, sentence in refused.errors) == (1, True)
 
 
@@ -386,7 +386,7 @@ def test_systemd_path_is_accepted_without_systemd(parent: str, runtime: Runtime,
         errors.seek(0)
         text = errors.read()
     path = f"/{above}/cri-c1.scope"
-    assert text == f"hawse: warning: systemd does not run here: the cgroup {path} is made without systemd\n"
+    assert text == f"hawse: warning: systemd does not run here: the cgroup {path} is created without systemd\n"
     with open(f"{bundle}/pid") as file:
         assert cgroups_of(int(file.read())) == {path}
     assert runtime("delete", "--force", "c1").code == 0

@@ -57,7 +57,7 @@ def test_bundle_directory_is_missing(runtime: Runtime, tmp_path: Path) -> None:
 def test_config_json_is_missing(runtime: Runtime, bundle: str) -> None:
     os.unlink(f"{bundle}/config.json")
     error = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert error == f"{bundle}/config.json: no such file or directory [make one with `hawse spec`]"
+    assert error == f"{bundle}/config.json: no such file or directory [create one with `hawse spec`]"
 
 
 def test_config_json_is_invalid(runtime: Runtime, bundle: str) -> None:
@@ -82,14 +82,18 @@ def test_config_json_is_invalid(runtime: Runtime, bundle: str) -> None:
         ("mounts", {}, "mounts: expected array | null, got object"),
         ("linux.devices", [{"path": 5, "type": "c"}], "linux.devices[0].path: expected str, got int"),
         ("linux.devices", [{"path": "", "type": "c"}], "linux.devices[0].path: empty"),
-        ("linux.devices", [{"path": "/dev/x", "type": "z"}], "linux.devices[0].type: 'z' is none of c, b, u, p"),
+        ("linux.devices", [{"path": "/dev/x", "type": "z"}], "linux.devices[0].type: 'z' is not c, b, u or p"),
         ("ociVersion", "9.1.0", "ociVersion: unknown version '9.1.0'"),
         ("ociVersion", None, "ociVersion: missing"),
         ("root", None, "root: missing"),
         ("process", None, "process: missing"),
         ("root.path", "nowhere", "root.path: {bundle}/nowhere is not a directory"),
-        ("process.scheduler", {"policy": "SCHED_FIFO"}, "process.scheduler: the guest's runtime cannot set it"),
-        ("linux.resources.blockIO", {"weight": 500}, "linux.resources.blockIO.weight: the container's files come over"),
+        ("process.scheduler", {"policy": "SCHED_FIFO"}, "process.scheduler: the guest's runtime does not support it"),
+        (
+            "linux.resources.blockIO",
+            {"weight": 500},
+            "linux.resources.blockIO.weight: the container's files are in a shared",
+        ),
         ("process.rlimits", [{"type": "RLIMIT_X", "soft": 1, "hard": 1}], "process.rlimits[0].type: 'RLIMIT_X' is no"),
         ("hooks", {"prestart": [{"path": "true"}]}, "hooks.prestart[0].path: 'true' is not absolute"),
         (

@@ -138,4 +138,4 @@ def test_administrator_adds_modules(runtime: Runtime, tmp_path: Path) -> None:
     assert outcome(runtime, bundle) == []
     runtime.configure(tables[0] + '[vm]\nload_modules = ["zfs"]\n')
     refused = runtime("run", "--bundle", bundle, "c1")
-    assert (refused.code, "vm.load_modules: zfs: not among the modules beside" in refused.errors) == (1, True), refused
+    assert (refused.code, "vm.load_modules: zfs: not among the modules of" in refused.errors) == (1, True), refused

@@ -102,8 +102,8 @@ def test_interface_that_is_down_is_not_used(
 @pytest.mark.parametrize(
     ("network", "words"),
     [
-        (None, "{bundle}/config.json: linux.namespaces: none of type network: the container would have the host's"),
-        ("/proc/self/ns/net", "linux.namespaces[type=network].path: /proc/self/ns/net: the host's own network"),
+        (None, "{bundle}/config.json: linux.namespaces: none of type network: the container would use the host's"),
+        ("/proc/self/ns/net", "linux.namespaces[type=network].path: /proc/self/ns/net: the host's network"),
         ("/run/netns/hawse-none", "linux.namespaces[type=network].path: /run/netns/hawse-none: no such file"),
         ("/etc/hostname", "linux.namespaces[type=network].path: /etc/hostname: not a network namespace"),
     ],

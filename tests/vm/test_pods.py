@@ -161,7 +161,7 @@ def test_disk_for_the_guest_kernel_is_in_one_container(pod: Runtime, tmp_path: P
     assert (beyond.code, "No space left" in beyond.errors) == (1, True), beyond
     about = {KIND: "container", SANDBOX: "pod"}
     refused = pod("create", "--bundle", bundle(tmp_path, "two", groups=(8,), annotations=about), "two")
-    assert "group 8 is left to the guest's own driver in another container of the pod" in refused.errors
+    assert "group 8 is used by a driver of the guest kernel in another container of the pod" in refused.errors
 
 
 @pytest.mark.parametrize("new", [False, True], ids=["the pod's network", "a network of its own"])

@@ -62,7 +62,7 @@ def test_labels_of_the_host_in_the_process_of_an_engine(running: tuple[Runtime, 
     [
         (["--cgroup", "sub"], "the process runs in the container's cgroup"),
         (["--ignore-paused"], "a paused container cannot start a process"),
-        (["--cap", "everything"], "'everything' is no capability"),
+        (["--cap", "everything"], "'everything' is not a capability"),
     ],
 )
 def test_error_names_a_missing_field(running: tuple[Runtime, str], options: list[str], words: str) -> None:

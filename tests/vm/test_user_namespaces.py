@@ -143,7 +143,10 @@ def test_error_names_a_volume_that_cannot_be_mapped(pod: Runtime, tmp_path: Path
         write(path, spec)
         refused = pod("create", "--bundle", path, "one")
         assert refused.code == 1
-        assert f"cannot map the owners of {tmp_path}/ramfs: its file system cannot be mounted" in refused.errors
+        assert (
+            f"cannot map the owners of {tmp_path}/ramfs: its file system does not support ID-mapped mounts"
+            in refused.errors
+        )
     finally:
         subprocess.run(["umount", f"{tmp_path}/ramfs"], check=True)
 

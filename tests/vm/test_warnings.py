@@ -36,8 +36,8 @@ def test_security_fields_of_the_host_and_mounts_of_its_kernel(runtime: Runtime, 
     assert filters.startswith("linux.seccomp: the container has no filter: ")
     assert capability.startswith("process.capabilities.bounding: 'CAP_FLY' is unknown")
     assert profile.startswith("process.apparmorProfile: 'docker-default' has no effect: ")
-    assert ".source: /proc/sys/kernel is the guest's own, not the host's" in bound
-    assert ".type: debugfs shows the guest's kernel" in debug
+    assert ".source: /proc/sys/kernel is the guest's, not the host's" in bound
+    assert ".type: debugfs shows the guest kernel" in debug
 
 
 def test_container_with_more_memory_than_the_vm_of_the_pod_is_refused(runtime: Runtime, tmp_path: Path) -> None:

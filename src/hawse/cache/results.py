@@ -26,7 +26,7 @@ def file_key(path: str) -> list[object]:
 def read(path: str, key: object) -> Any:
     """The value cached under ``key``, or None: the caller then computes it again.
 
-    None where no value is cached, where the file cannot be read or parsed, and where another user may have written it.
+    It is None if no value is cached, if the file cannot be read or parsed, or if another user may have written it.
     """
     try:
         trusted.check(os.path.dirname(path))
@@ -38,10 +38,10 @@ def read(path: str, key: object) -> Any:
 def write(path: str, key: object, value: object) -> None:
     """Store a value under its key; the newest values of seven other keys are kept.
 
-    It is not an error if the file cannot be written, and nothing is written where other users may write: every start
-    then computes the value again. Processes that write at the same time keep each other's values. A reader sees the old
-    file or the new one. File names do not contain the pid, since two processes in different PID namespaces may have the
-    same pid.
+    It is not an error if the file cannot be written. Nothing is written to a directory that other users can change:
+    every start then computes the value again. Processes that write at the same time keep each other's values. A reader
+    sees the old file or the new one. File names do not contain the pid, since two processes in different PID namespaces
+    can have the same pid.
     """
     directory = os.path.dirname(path)
     try:

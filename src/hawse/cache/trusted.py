@@ -20,11 +20,12 @@ _NO_DIRECTORY = "remove it, or set image.cache to another directory"
 
 
 def check(cache: str, *below: str) -> bool:
-    """Whether the directory ``cache/below...`` exists. Raises :class:`HostError` where another user can change it.
+    """Whether the directory ``cache/below...`` exists. Raises :class:`HostError` if another user can change it.
 
     ``cache``, each directory of ``below``, and each parent up to / must belong to root or to this process's user, and
-    other users must not have write permission. A parent of ``cache`` may have the sticky bit instead, as /tmp has:
-    other users can add files there, but cannot replace ours. Symbolic links are followed, and their owners are checked.
+    other users must not have write permission. For a parent of ``cache`` the sticky bit is sufficient, as in /tmp:
+    other users can add files there, but cannot replace those of hawse. Symbolic links are followed, and their owners
+    are checked.
     """
     path = os.path.abspath(cache)
     exists = _check(path)
@@ -42,7 +43,7 @@ def check_file(path: str) -> None:
 def make(cache: str, *below: str, mode: int = 0o755) -> str:
     """Create the directory ``cache/below...`` if it is missing, with ``mode`` independent of the umask.
 
-    Returns its path. Raises :class:`HostError` as :func:`check`, and where it cannot be created.
+    Returns its path. Raises :class:`HostError` as :func:`check`, and if it cannot be created.
     """
     check(cache, *below)
     path = os.path.join(cache, *below)
@@ -86,8 +87,10 @@ def open_file(path: str, *, mode: int = 0o644, flags: int = os.O_WRONLY | os.O_T
 
 @contextmanager
 def ordinary_umask() -> Iterator[None]:
-    """A context with umask 022: new files of this process and its children have the requested mode without write
-    permission for others. Not for a process in which other threads create files."""
+    """A context with umask 022: new files of this process and its children are never writable for others.
+
+    Do not use it in a process in which other threads create files.
+    """
     before = os.umask(0o022)
     try:
         yield
@@ -96,7 +99,7 @@ def ordinary_umask() -> Iterator[None]:
 
 
 def _check(path: str) -> bool:
-    """Check a directory and its parents; whether it exists. If it is missing, the existing parents are checked."""
+    """Check a directory and its parents. Returns whether it exists; if not, its existing parents are checked."""
     place, status = "/", os.lstat("/")
     try:
         for place, status in _steps(path):
@@ -126,7 +129,7 @@ def _check_step(place: str, status: os.stat_result, *, sticky: bool) -> None:
 def _steps(path: str) -> Iterator[tuple[str, os.stat_result]]:
     """Each directory and symbolic link that the kernel visits when it resolves an absolute path, and its final file.
 
-    Raises FileNotFoundError where a part is missing, and :class:`HostError` for too many links.
+    Raises FileNotFoundError if a part is missing, and :class:`HostError` for too many links.
     """
     place, names, links = "/", path.split("/"), 0
     yield "/", os.lstat("/")

@@ -1,6 +1,6 @@
-"""Programs that may outlive their monitor, on record in the sandbox's directory. Standard library only.
+"""Record and kill programs that may outlive their monitor. Standard library only.
 
-QEMU and virtiofsd ask the kernel to be killed when the monitor ends, however it ends. The kernel forgets that request
+QEMU and virtiofsd ask the kernel to kill them when the monitor ends. The kernel drops that request
 when SELinux changes a program's label at its execution (Linux security/selinux/hooks.c,
 selinux_bprm_committing_creds()), and a program without a jail can withdraw it.
 """
@@ -18,12 +18,12 @@ from hawse.state.store import start_time
 
 _RECORD = "programs"
 _SECONDS = 5.0
-#: A host with CPU time to spare ends it in less.
+#: On a host with free CPU time, a killed process ends faster.
 _HURRY_SECONDS = 0.5
 
 
 def note(directory: str, pid: int) -> None:
-    """Put a child on record that was just started. Raises :class:`HostError`."""
+    """Record a child that was just started. Raises :class:`HostError`."""
     path = f"{directory}/{_RECORD}"
     try:
         with open(path, "a") as file:
@@ -33,13 +33,13 @@ def note(directory: str, pid: int) -> None:
 
 
 def end(directory: str) -> list[str]:
-    """Kill the programs on record that still run, and wait for their end. Returns warnings."""
+    """Kill recorded programs that still run, and wait for their end. Returns warnings."""
     warnings = []
     for pid, start in _read(directory):
         with suppress(OSError):
             process = os.pidfd_open(pid)
             try:
-                # Opened first: another process that has the pid by now was started at another time.
+                # Compared after the open: a process that got the pid later has another start time.
                 if start_time(pid) != start:
                     continue
                 signal.pidfd_send_signal(process, signal.SIGKILL)

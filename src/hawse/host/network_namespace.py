@@ -1,8 +1,8 @@
-"""Network namespaces of the host: which one a sandbox has, and looking into it. Standard library only.
+"""Network namespaces of the host: open and check a sandbox's namespace, and run code in it. Standard library only.
 
-A look is made by a thread that enters the namespace and ends: setns(2) moves the calling thread alone when it is about
-a network namespace, so the monitor's other threads, and programs that it starts, stay where they are. What takes more
-than a look, since a library for it is slow to load, is done by a short-lived program, :mod:`hawse.tap_helper.main`.
+A short query runs in a thread that enters the namespace and then ends. For a network namespace, setns(2) moves only the
+calling thread, so the monitor's other threads and the programs that it starts stay in theirs. Larger tasks need a
+library that is slow to load: a short-lived program, :mod:`hawse.tap_helper.main`, runs them.
 """
 
 from __future__ import annotations
@@ -27,20 +27,23 @@ if TYPE_CHECKING:
 _SO_NETNS_COOKIE = 71  # include/uapi/asm-generic/socket.h
 _SIOCGIFFLAGS = 0x8913
 _UP, _LOOPBACK = 1, 8
-#: How our own interfaces are called in a namespace of the host, before the index of the interface that each serves.
+#: The name prefix of hawse's taps in a namespace of the host. The index of the interface that a tap serves follows it.
 TAP = "hawse"
 FIELD = "linux.namespaces[type=network]"
 
 
 def open_path(path: str) -> int:
-    """A descriptor of the network namespace at ``path``. Raises :class:`ConfigError` where there is none, or the
-    host's own is there, whose interfaces are not to be taken."""
+    """Open the network namespace at ``path``; returns a descriptor.
+
+    Raises :class:`ConfigError` if the path is not a network namespace, or is the host's, whose interfaces hawse must
+    not use.
+    """
     try:
         fd = os.open(path, os.O_RDONLY)
     except OSError as error:
         raise ConfigError(
             f"{FIELD}.path: {path}: {(error.strerror or '').lower()}",
-            hint="the engine makes the namespace before the container; `ip netns` lists those that have names",
+            hint="the engine creates the namespace before the container; `ip netns` lists named ones",
         ) from None
     try:
         check(fd, path)
@@ -56,8 +59,8 @@ def check(fd: int, path: str) -> None:
         raise ConfigError(f"{FIELD}.path: {path}: not a network namespace", hint="give a file such as /run/netns/NAME")
     if _is_host(fd):
         raise ConfigError(
-            f"{FIELD}.path: {path}: the host's own network, which a virtual machine cannot share",
-            hint="give the container a network of its own, and publish its ports",
+            f"{FIELD}.path: {path}: the host's network, which a virtual machine cannot share",
+            hint="give the container its own network, and publish its ports",
         )
 
 
@@ -82,7 +85,7 @@ def leave() -> None:
 
 
 def within(fd: int, act: Callable[[], Value]) -> Value:
-    """What ``act`` returns or raises in the namespace. Raises :class:`HostError` where that cannot be entered."""
+    """Run ``act`` in the namespace; returns or raises what it does. Raises :class:`HostError` if it cannot enter."""
     values: list[Value] = []
     errors: list[BaseException] = []
 
@@ -107,43 +110,43 @@ def within(fd: int, act: Callable[[], Value]) -> Value:
 
 
 def interfaces() -> dict[int, str]:
-    """In the calling thread's namespace: names of the interfaces that a sandbox gets, by their indexes.
+    """The interfaces in the calling thread's namespace that a sandbox gets: names by index.
 
-    Those that are up, but for lo and our own. The kernel puts some that nobody asked for into every namespace, tunl0
-    say (net/core/sysctl_net_core.c, fb_tunnels_only_for_init_net), and these are down.
+    These are the interfaces that are up, except lo and hawse's taps. The kernel creates some interfaces in every
+    namespace, such as tunl0, but these are down (net/core/sysctl_net_core.c, fb_tunnels_only_for_init_net).
     """
-    found = {}
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+    names = {}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         for index, name in socket.if_nameindex():
             if name == tap_name_of(name):
                 continue
             try:
-                answer = fcntl.ioctl(asking, _SIOCGIFFLAGS, struct.pack("16s24x", os.fsencode(name)))
+                answer = fcntl.ioctl(probe, _SIOCGIFFLAGS, struct.pack("16s24x", os.fsencode(name)))
             except OSError:
-                continue  # it has gone
+                continue  # the interface was removed
             flags = struct.unpack_from("=H", answer, 16)[0]
             if flags & _UP and not flags & _LOOPBACK:
-                found[index] = name
-    return found
+                names[index] = name
+    return names
 
 
 def tap_name(index: int) -> str:
-    """What the tap of an interface is called: a second sandbox cannot have one for the same interface."""
+    """The name of an interface's tap. It is unique, so that two sandboxes cannot serve the same interface."""
     return f"{TAP}{index}"
 
 
 def tap_name_of(name: str) -> str:
-    """The name itself where it is that of a tap of ours, else ""."""
+    """The name itself if it is the name of one of hawse's taps, otherwise ""."""
     return name if name.startswith(TAP) and name[len(TAP) :].isdigit() else ""
 
 
 def cookie(fd: int) -> int:
-    """A number that is this namespace's as long as the machine runs, unlike its inode's; 0 before Linux 5.14."""
+    """The cookie of a namespace: unlike an inode number, it is unique until the host reboots. 0 before Linux 5.14."""
 
     def ask() -> int:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as asking:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
             try:
-                return int.from_bytes(asking.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
+                return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), "little")
             except OSError:
                 return 0
 

@@ -17,15 +17,15 @@ TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its ti
 if TYPE_CHECKING:
     from hawse.oci.process.notify_socket import Notify
 
-#: As runc waits for it (notify_socket.go, sdNotifyBarrier()).
+#: The same time as in runc (notify_socket.go, sdNotifyBarrier()).
 _BARRIER_SECONDS = 30.0
-#: How long a service manager that does not read may hold up a command whose container has ended.
+#: How long a service manager that does not read can delay a command after its container has ended.
 _FINISH_SECONDS = 5.0
 _MAX_BYTES = 4096
 
 
 def connect(address: str) -> socket.socket:
-    """A datagram socket that is connected to a path or, with "@" first, to an abstract name. Raises OSError."""
+    """Connect a datagram socket to a path or, with a leading "@", to an abstract name. Raises OSError."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
         connection.connect(f"\0{address[1:]}" if address.startswith("@") else address)
@@ -36,28 +36,28 @@ def connect(address: str) -> socket.socket:
 
 
 def connect_for(notify: Notify) -> socket.socket:
-    """As :func:`connect`, to the host's socket of a plan. Raises OSError.
+    """Like :func:`connect`, for the host's socket of a plan. Raises OSError.
 
     The part below a mount is opened without following links. A container that wrote there before could otherwise name
     any socket of the host.
     """
     if notify.caller:
         return connect(notify.host)
-    found = os.open(notify.host, os.O_PATH | os.O_CLOEXEC)
+    fd = os.open(notify.host, os.O_PATH | os.O_CLOEXEC)
     try:
         for name in filter(None, notify.below.split("/")):
-            inner = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=found)
-            os.close(found)
-            found = inner
-        if not stat.S_ISSOCK(os.fstat(found).st_mode):
-            raise ConnectionRefusedError("it is no socket")
-        return connect(f"/proc/self/fd/{found}")
+            inner = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise ConnectionRefusedError("it is not a socket")
+        return connect(f"/proc/self/fd/{fd}")
     finally:
-        os.close(found)
+        os.close(fd)
 
 
 def problem(notify: Notify) -> str:
-    """Why the socket cannot be reached; "" if it can."""
+    """The reason why the socket cannot be reached; "" if it can."""
     try:
         connect_for(notify).close()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -74,7 +74,7 @@ class Relay:
     def __init__(self, host: socket.socket) -> None:
         """Start the thread; :attr:`theirs` is the proxy's end."""
         self._host = host
-        # It preserves message boundaries and reports the end of the other side.
+        # This type preserves message boundaries and reports when the peer closes the socket.
         self._ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
@@ -92,7 +92,7 @@ class Relay:
 
 
 def send(host: socket.socket, notice: str, *, pid: int) -> bool:
-    """Send it, with MAINPID= if it contains READY=1; False if nobody listens."""
+    """Send a notification, with MAINPID= if it contains READY=1. Returns False if it cannot be sent."""
     ready = "READY=1" in notice.split("\n")
     try:
         host.sendall(f"{notice}\nMAINPID={pid}\n".encode() if ready else notice.encode())
@@ -102,9 +102,9 @@ def send(host: socket.socket, notice: str, *, pid: int) -> bool:
 
 
 def report_ready(address: str, notice: str, *, pid: int) -> None:
-    """Send it, and wait until the service manager has read it, which needs the sender to be alive to find its unit.
+    """Send a notification, and wait until the service manager has read it. Raises :class:`HostError`.
 
-    Raises :class:`HostError`.
+    The sender must be alive until then, so that the service manager finds its unit.
     """
     try:
         with connect(address) as host:
@@ -115,8 +115,8 @@ def report_ready(address: str, notice: str, *, pid: int) -> None:
     except (OSError, ValueError) as error:
         problem = str(getattr(error, "strerror", None) or error)
     raise HostError(
-        f"NOTIFY_SOCKET: {address[:200]}: {problem}: the container is ready, and nobody was told",
-        hint="it names the service manager's socket; unset it where there is none",
+        f"NOTIFY_SOCKET: {address[:200]}: {problem}: the container is ready, but this cannot be reported",
+        hint="set it to the service manager's socket, or unset it",
     )
 
 

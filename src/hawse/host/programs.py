@@ -1,4 +1,4 @@
-"""Programs of this package, as text for ``python -I -c``, and the environment that they are started with."""
+"""Programs of this package as text for ``python -I -c``, and the environment of their processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The SELinux label of a container, which its virtual machine's programs have on the host.
+"""Apply the SELinux label of a container to the programs of its virtual machine on the host.
 
-What the label keeps apart from the host are QEMU and virtiofsd: the container's own processes are another kernel's.
-Kata labels the two likewise (src/runtime/virtcontainers/qemu.go, StartVM()).
+The label confines QEMU and virtiofsd; the container's processes run on another kernel. Kata also labels these two
+programs (src/runtime/virtcontainers/qemu.go, StartVM()).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from hawse.errors import ConfigError, HostError
 from hawse.linux import mountinfo
 
 FIELD = "process.selinuxLabel"
-#: What the thread's next program will have (Linux security/selinux/hooks.c, selinux_lsm_setattr(); a child inherits
-#: it, and an execve takes it away).
+#: The label of the thread's next program (Linux security/selinux/hooks.c, selinux_lsm_setattr()). Children inherit it,
+#: and an execve clears it.
 ATTRIBUTE = "/proc/thread-self/attr/exec"
 
 
 def check(name: str, label: str, *, root: str = "") -> None:
     """Raise :class:`ConfigError` for a label on a host without SELinux, in runc's words (utils_linux.go,
-    validateProcessSpec()). ``name`` is the configuration's."""
+    validateProcessSpec()). ``name`` is the document's name for errors."""
     if label and not enabled(root=root):
         raise ConfigError(
             f"{name}: {FIELD}: selinux label is specified in config, but selinux is disabled or not supported",
@@ -29,10 +29,11 @@ def check(name: str, label: str, *, root: str = "") -> None:
 
 
 def enabled(*, root: str = "") -> bool:
-    """Whether the host has a policy that labels mean something to.
+    """Whether SELinux is enabled on the host, by the same rule as in engines and runc.
 
-    As engines and runc find out (opencontainers/selinux go-selinux/selinux_linux.go, getEnabled()): selinuxfs is
-    mounted, and not read-only, as it is for those who are to see none; and a process has a label of a policy.
+    It is enabled if selinuxfs is mounted read-write, and this process's label is that of a policy
+    (opencontainers/selinux go-selinux/selinux_linux.go, getEnabled()). A read-only mount hides SELinux from a
+    container.
     """
     try:
         mounted = any(map(_is_selinuxfs, mountinfo.read_text(f"{root}/proc/self/mountinfo").split("\n")))
@@ -46,9 +47,9 @@ def enabled(*, root: str = "") -> bool:
 
 @contextmanager
 def executing_as(label: str, *, attribute: str = ATTRIBUTE) -> Iterator[None]:
-    """Programs that this thread starts in the block have the label; "" changes nothing.
+    """Apply the label to programs that this thread starts in the block; "" changes nothing.
 
-    Raises :class:`HostError` naming the field where the policy knows no such label or does not let it be taken.
+    Raises :class:`HostError` naming the field if the policy does not contain the label or does not allow it.
     """
     if not label:
         yield
@@ -59,15 +60,17 @@ def executing_as(label: str, *, attribute: str = ATTRIBUTE) -> Iterator[None]:
     except HostError as error:
         raise HostError(
             f"{FIELD}: {label[:200]}: {error.message}",
-            hint=f"the host's policy must let hawse's processes become that; {error.hint}",
+            hint=f"the host's policy must allow hawse's processes to use this label; {error.hint}",
         ) from None
     finally:
         _write(attribute, "")
 
 
 def _is_selinuxfs(line: str) -> bool:
-    """A line of /proc/self/mountinfo (proc(5)): options of the mount, and after the dash type, source, the file
-    system's own options."""
+    """Whether a line of /proc/self/mountinfo (proc(5)) is a selinuxfs that is mounted read-write.
+
+    The options of the mount precede the dash; type, source and the options of the file system follow it.
+    """
     fields, _, rest = line.partition(" - ")
     words, kind = fields.split(" "), rest.split(" ")
     if len(words) < 6 or len(kind) < 3 or kind[0] != "selinuxfs":
@@ -76,12 +79,12 @@ def _is_selinuxfs(line: str) -> bool:
 
 
 def _write(attribute: str, label: str) -> None:
-    """In one write, as the kernel wants it (fs/proc/base.c, proc_pid_attr_write()); one of nothing clears it."""
+    """Write the label in one write, as the kernel requires (fs/proc/base.c, proc_pid_attr_write()); "" clears it."""
     try:
         with open(attribute, "wb", buffering=0) as file:
             file.write(label.encode(errors="surrogateescape"))
     except OSError as error:
         raise HostError(
             f"{FIELD}: {label[:200] or 'the end of it'}: {attribute}: {error.strerror}",
-            hint="the host's SELinux policy must know the label: see `sesearch` or `seinfo`, or remove it",
+            hint="the host's SELinux policy must contain the label: see `sesearch` or `seinfo`, or remove it",
         ) from None

@@ -1,4 +1,4 @@
-"""Functions that are given to VFIO for as long as a sandbox lives, and to their drivers after it."""
+"""Bind PCI functions to VFIO while a sandbox runs, and restore their drivers afterwards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hawse.state.store import Store
 
 @contextmanager
 def bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None]:
-    """Bind before the block; give back after it what was bound for the sandbox, then and by attachments since.
+    """Bind functions for the block. After it, restore all functions that were bound for the sandbox, also by
+    attachments.
 
     Raises what :func:`hawse.vfio.bind.bind.bind` and give_back raise.
     """
@@ -22,15 +23,15 @@ def bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None
     try:
         yield
     finally:
-        with steps.span(DEVICES, "given back"):
+        with steps.span(DEVICES, "restored"):
             give_back(store)
 
 
 def take(addresses: Sequence[str], store: Store) -> list[str]:
-    """Bind functions, and the rest of their groups, for a container; those that were changed. Raises HawseError.
+    """Bind functions, and the rest of their groups, for a container. Returns those that were changed.
 
-    The record of what the functions were is on disk before they change: when this process is killed, whoever deletes
-    the container gives them back.
+    The previous state of the functions is written to disk before they change, so that `delete` can restore it if this
+    process is killed. Raises HawseError.
     """
     from hawse.vfio.bind import bind as binding
     from hawse.vfio.bind import records as bindings
@@ -46,14 +47,14 @@ def take(addresses: Sequence[str], store: Store) -> list[str]:
 
 
 def give_back(store: Store, addresses: Sequence[str] | None = None) -> None:
-    """Give functions that were bound for a container to their drivers: these, else all that are on record for it.
+    """Restore the drivers of functions that were bound for a container: of ``addresses``, or of all if that is None.
 
-    Raises :class:`HawseError` for those that cannot be given back; they stay on record.
+    Raises :class:`HawseError` for functions that cannot be restored; they stay recorded.
     """
     directory = f"{store.root.rstrip('/')}.bindings"
     if not os.path.isdir(directory):
         return
-    # Here, since it takes libraries that a delete does without.
+    # Imported here, since it loads libraries that most deletes do not need.
     from hawse.vfio.bind import bind as binding
     from hawse.vfio.bind import records as bindings
 

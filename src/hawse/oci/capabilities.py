@@ -1,10 +1,10 @@
-"""Capabilities of the guest's kernel, and what to say of others. Pure."""
+"""Capabilities of the guest kernel, and warnings about unknown ones. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-#: Of Linux 6.1, the guest's, by their numbers (linux/capability.h).
+#: The capabilities of Linux 6.1, the guest kernel, in the order of their numbers (linux/capability.h).
 CAPABILITIES = [
     f"CAP_{name}"
     for name in (
@@ -19,14 +19,17 @@ CAPABILITIES = [
 
 
 def unknown(sets: Mapping[str, Sequence[str] | None]) -> list[str]:
-    """What to warn of sets by their names: as under runc, a container starts without a capability that its kernel has
-    not (libcontainer/capabilities, New()), and crun says so in a log of the guest only."""
+    """Return a warning for each capability that the guest kernel lacks; ``sets`` are capability sets by their names.
+
+    As under runc, a container starts without such a capability (libcontainer/capabilities, New()). crun reports it only
+    in a log in the guest.
+    """
     first: dict[str, str] = {}
     for kind, names in sets.items():
         for name in names or ():
             first.setdefault(name, kind)
     return [
-        f"process.capabilities.{kind}: {name[:80]!r} is unknown to the guest's kernel, and ignored [remove it]"
+        f"process.capabilities.{kind}: {name[:80]!r} is unknown to the guest kernel and ignored [remove it]"
         for name, kind in first.items()
         if name.upper() not in CAPABILITIES
     ]

@@ -1,15 +1,15 @@
-"""What of a specification makes no sense wherever it is run, found before anything is made. Pure."""
+"""Checks of a specification that do not depend on the host, made before anything is created. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 from hawse.oci.seccomp import check_seccomp
 from hawse.oci.types import Linux, Rlimit, Spec
 
-#: getrlimit(2).
+#: The resource limits of getrlimit(2).
 RLIMITS = (
     "AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE", "NPROC", "RSS", "RTPRIO",
     "RTTIME", "SIGPENDING", "STACK",
@@ -17,37 +17,41 @@ RLIMITS = (
 NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
 PROPAGATIONS = ("", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable")
 DOMAINS = ("LINUX", "LINUX32")
-#: The controllers of cgroup v2 whose files mean the same in a guest.
+#: The cgroup v2 controllers whose files have the same meaning in a guest.
 UNIFIED = ("cpu.", "hugetlb.", "memory.", "pids.")
 
 
 def check_rlimits(name: str, prefix: str, rlimits: Sequence[Rlimit]) -> None:
-    """Raise :class:`ConfigError` for a limit that there is not, that is there twice or whose order is wrong."""
+    """Raise :class:`ConfigError` for a limit that is unknown, listed twice, or has a soft value above the hard one."""
     seen: set[str] = set()
     for index, limit in enumerate(rlimits):
         where = f"{name}: {prefix}rlimits[{index}]"
         if limit.type.removeprefix("RLIMIT_") not in RLIMITS or not limit.type.startswith("RLIMIT_"):
-            raise ConfigError(f"{where}.type: {limit.type[:80]!r} is no resource limit", hint="see getrlimit(2)")
+            raise ConfigError(f"{where}.type: {limit.type[:80]!r} is not a resource limit", hint="see getrlimit(2)")
         if limit.type in seen:
-            raise ConfigError(f"{where}: {limit.type} is there twice", hint="take one of the two out")
+            raise ConfigError(f"{where}: {limit.type} is listed twice", hint="remove one of the two")
         if limit.soft > limit.hard:
             raise ConfigError(f"{where}: {limit.type}: soft {limit.soft} is above hard {limit.hard}", hint="lower it")
         seen.add(limit.type)
 
 
 def check_linux(name: str, spec: Spec) -> list[str]:
-    """What to warn of. Raises :class:`ConfigError` for namespaces, what needs them, propagation, the execution domain,
-    seccomp and files of cgroups."""
+    """Check the fields of ``linux``. Returns warnings.
+
+    Raises :class:`ConfigError` for invalid namespaces, mappings without a user namespace, propagation, execution
+    domain, seccomp filters and cgroup files.
+    """
     linux = spec.linux or Linux()
     kinds: list[str] = []
     for index, namespace in enumerate(linux.namespaces or ()):
         where = f"{name}: linux.namespaces[{index}]"
         if namespace.type not in NAMESPACES:
             raise ConfigError(
-                f"{where}.type: {namespace.type[:80]!r} is no kind of namespace", hint=f"one of {', '.join(NAMESPACES)}"
+                f"{where}.type: {namespace.type[:80]!r} is not a kind of namespace",
+                hint=f"one of {', '.join(NAMESPACES)}",
             )
         if namespace.type in kinds:
-            raise ConfigError(f"{where}: the {namespace.type} namespace is there twice", hint="take one of the two out")
+            raise ConfigError(f"{where}: the {namespace.type} namespace is listed twice", hint="remove one of the two")
         kinds.append(namespace.type)
     for field, needs, value in (
         ("linux.uidMappings", "user", linux.uid_mappings),
@@ -61,7 +65,7 @@ def check_linux(name: str, spec: Spec) -> list[str]:
     if linux.rootfs_propagation not in PROPAGATIONS:
         raise ConfigError(
             f"{name}: linux.rootfsPropagation: {linux.rootfs_propagation[:80]!r} is unknown",
-            hint="private, shared, slave or unbindable, with r before it for what is below",
+            hint="use private, shared, slave or unbindable, prefixed with r to include the mounts below",
         )
     if linux.personality and linux.personality.domain not in DOMAINS:
         raise ConfigError(
@@ -78,27 +82,27 @@ def check_linux(name: str, spec: Spec) -> list[str]:
 
 
 def check_options(where: str, options: Sequence[str]) -> None:
-    """Raise :class:`ConfigError` for a mount's options that a guest cannot have. ``where`` names the mount.
+    """Raise :class:`ConfigError` for mount options that a guest cannot support. ``where`` names the mount in errors.
 
-    crun 1.8.1 makes every mount as private as the root is, whatever its own propagation; that of the host's directories
-    ends at the machine.
+    crun 1.8.1 mounts everything with the propagation of the root, and ignores that of the mount. Mounts do not
+    propagate from the guest to the directories of the host.
     """
     for option in options:
         if option in ("shared", "rshared", "unbindable", "runbindable"):
             raise ConfigError(
                 f"{where}.options: {option}: mounts in the guest are private, and cannot appear on the host",
-                hint="rslave has what the host mounts appear in the container",
+                hint="with rslave, mounts of the host appear in the container",
             )
 
 
-def checked_mount(where: str, mount: dict[str, Any], *, bind: bool) -> dict[str, Any]:
-    """The mount as the guest's runtime takes it, in the words of runc. ``where`` names it.
+def checked_mount(where: str, mount: Document, *, bind: bool) -> Document:
+    """Convert a mount that runc accepts to a form that the guest's runtime accepts. ``where`` names it in errors.
 
-    crun 1.8.1 knows a bind by its options only, and refuses tmpcopyup of what is no tmpfs, which runc ignores. Raises
-    :class:`ConfigError` for a mount without a type.
+    crun 1.8.1 recognizes a bind mount only by its options. It refuses tmpcopyup for file systems other than tmpfs,
+    where runc ignores the option. Raises :class:`ConfigError` for a mount without a type.
     """
     if not bind and not mount.get("type"):
-        raise ConfigError(f"{where}.type: missing", hint="name the file system, or add bind to the options")
+        raise ConfigError(f"{where}.type: missing", hint="set the type of the file system, or add bind to the options")
     options = list(mount.get("options") or ())
     kept = [option for option in options if option != "tmpcopyup" or mount.get("type") == "tmpfs"]
     if bind and not {"bind", "rbind"} & set(kept):

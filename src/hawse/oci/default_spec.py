@@ -1,14 +1,14 @@
-"""The specification that `hawse spec` writes: runc's own default (libcontainer/specconv/example.go), to edit."""
+"""The specification that `hawse spec` writes for users to edit: runc's default (libcontainer/specconv/example.go)."""
 
 from __future__ import annotations
 
-from typing import Any
+from hawse.json_text import Document
 
 _CAPABILITIES = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 _STRICT = ["nosuid", "noexec", "nodev"]
 
 
-def example() -> dict[str, Any]:
+def example() -> Document:
     """A new specification; the caller may change it."""
     return {
         "ociVersion": "1.0.2-dev",
@@ -45,6 +45,6 @@ def example() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _mount(destination: str, kind: str, source: str, *options: str) -> dict[str, Any]:
-    mount: dict[str, Any] = {"destination": destination, "type": kind, "source": source}
+def _mount(destination: str, kind: str, source: str, *options: str) -> Document:
+    mount: Document = {"destination": destination, "type": kind, "source": source}
     return mount | ({"options": list(options)} if options else {})

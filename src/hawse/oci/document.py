@@ -1,4 +1,4 @@
-"""Copies of a specification's document with other content. Pure: no function here changes what it is given."""
+"""Read parts of a specification's document, and copy it with changes. Pure: no function changes its arguments."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rules_of(spec: Mapping[str, Any]) -> list[Document]:
 
 
 def with_devices(spec: Mapping[str, Any], devices: Sequence[Document], rules: Sequence[Document]) -> Document:
-    """The specification with these devices and device rules in place of its own."""
+    """The specification with its devices and device rules replaced by these."""
     resources = (linux_of(spec).get("resources") or {}) | {"devices": list(rules)}
     return with_linux(spec, devices=list(devices), resources=resources)
 
@@ -46,7 +46,7 @@ def with_process(spec: Mapping[str, Any], **fields: Any) -> Document:
 
 
 def is_bind(mount: Mapping[str, Any]) -> bool:
-    """Whether a mount is a bind mount: by its type or, as runc decides, by its options."""
+    """Whether a mount is a bind mount, by its type or by its options (the options count in runc too)."""
     return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))
 
 

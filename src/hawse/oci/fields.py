@@ -1,9 +1,9 @@
-"""What becomes of each field of a specification, as a table. Pure.
+"""A table of all fields of a specification: where hawse applies each field, or why it ignores or refuses it. Pure.
 
 "If the runtime cannot apply a property as specified in the configuration, it MUST generate an error" (runtime.md,
-create). Engines write many fields without a wish behind them. Those ask for nothing, and are taken out here, since crun
-takes some of them for a wish that it cannot fulfil. Which values that are is the :class:`Form` of the field, and every
-other value of a refused field is refused.
+create). Engines also write fields with values that request nothing, such as 0. hawse removes these fields, since crun
+would try to apply some of them and fail. The :class:`Form` of a field lists its values that request nothing; every
+other value of a refused field is an error.
 
 The fields are those of the runtime specification 1.3 (config.md, config-linux.md, config-vm.md).
 """
@@ -17,39 +17,43 @@ from enum import Enum
 from typing import Any
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 
 
 class Fate(Enum):
-    """Where a field is applied, or why not."""
+    """Where hawse applies a field, or what it does instead."""
 
     GUEST = "in the guest"
     HOST = "on the host"
     BOTH = "on the host and in the guest"
-    MOOT = "passed over"
+    MOOT = "ignored"
     WARNED = "ignored with a warning"
     REFUSED = "refused"
 
 
-#: A field of these fates has an effect.
+#: Fields with one of these fates have an effect.
 APPLIED = (Fate.GUEST, Fate.HOST, Fate.BOTH)
 
 
 class Form(Enum):
-    """Which values of a field ask for nothing: null always, and those that Go's encoder writes for a field not set."""
+    """The values of a field that request nothing: null, and the values that Go's encoder writes for an unset field."""
 
-    #: false, zero, and a text, a list or a map that is empty.
-    VALUE = "null, zero, false, and what is empty"
-    #: As that, and -1, which lifts a limit.
+    #: false, zero, and an empty text, list or map.
+    VALUE = "null, zero, false, and an empty text, list or object"
+    #: The same, and -1, which means no limit.
     LIMIT = "the same, and -1"
-    #: An object of the specification is there or not: an empty one has defaults, or lacks what is required.
+    #: Only null: an empty object means its defaults, or lacks a required field.
     OBJECT = "null"
 
 
 @dataclass(frozen=True)
 class Field:
-    """``path`` is from the document's root, with "[]" for each entry of a list. ``why`` ends the sentence of a refusal,
-    is the reason of one that is passed over, and of others what there is to say of where they are applied. ``form``
-    says which values of one that is refused or ignored ask for nothing."""
+    """A row of the table: a field and how hawse handles it.
+
+    ``path`` starts at the document's root, with "[]" for each entry of a list. ``why`` is the reason why a field is
+    refused or ignored, and for other fields a remark on where they are applied. ``form`` defines which values of a
+    refused or ignored field request nothing.
+    """
 
     path: str
     fate: Fate
@@ -58,7 +62,7 @@ class Field:
     form: Form = Form.VALUE
 
     def asks(self, value: object) -> bool:
-        """Whether a value of the field asks for something."""
+        """Whether a value of the field requests something."""
         if self.form is Form.OBJECT:
             return value is not None
         return bool(value) and not (self.form is Form.LIMIT and value == -1)
@@ -70,11 +74,13 @@ def _fields(
     return tuple(Field(path, fate, why, hint, form) for path in paths.split())
 
 
-POLICY = "the guest's kernel has no policy of the host's security modules, and its processes cannot reach the host"
-_DISK = "the container's files come over a shared directory: the guest has no disk to limit"
-_PLATFORM = "a container of another platform cannot be run"
-_VM = "the virtual machine is what hawse's configuration says"
-_CPUS = "the host's CPUs are not the guest's"
+POLICY = (
+    "the guest kernel does not load the policy of the host's security modules, and its processes cannot reach the host"
+)
+_DISK = "the container's files are in a shared directory: the guest has no disk to limit"
+_PLATFORM = "hawse runs Linux containers only"
+_VM = "hawse's configuration defines the virtual machine"
+_CPUS = "the guest does not number its CPUs as the host does"
 
 FIELDS: tuple[Field, ...] = (
     *_fields(Fate.HOST, "ociVersion annotations root.path linux.cgroupsPath"),
@@ -94,42 +100,52 @@ FIELDS: tuple[Field, ...] = (
     ),
     *_fields(Fate.BOTH, "linux.resources.cpu.shares"),
     *_fields(Fate.HOST, "linux.resources.cpu.cpus linux.resources.cpu.mems"),
-    *_fields(Fate.HOST, "mounts[].uidMappings mounts[].gidMappings", "the directory is mapped before it is shared"),
+    *_fields(
+        Fate.HOST,
+        "mounts[].uidMappings mounts[].gidMappings",
+        "the owners are mapped on the host before the directory is shared",
+    ),
     *_fields(
         Fate.HOST,
         "process.selinuxLabel",
-        "QEMU and virtiofsd have the label of the first container; without SELinux it is an error, as under runc",
+        "QEMU and virtiofsd run with the label of the first container; on a host without SELinux a label is an "
+        "error, as under runc",
     ),
     *_fields(
         Fate.WARNED,
         "process.apparmorProfile",
         POLICY,
-        "have the engine ask for none: --security-opt apparmor=unconfined",
+        "disable it in the engine: --security-opt apparmor=unconfined",
     ),
     *_fields(Fate.WARNED, "linux.resources.memory.swappiness", "the guest has no swap"),
-    *_fields(Fate.WARNED, "process.commandLine process.user.username", "it is of containers of Windows"),
+    *_fields(Fate.WARNED, "process.commandLine process.user.username", "it applies to Windows containers only"),
     *_fields(Fate.MOOT, "linux.mountLabel", POLICY),
     *_fields(
         Fate.MOOT,
         "linux.resources.memory.useHierarchy",
-        "every cgroup of version 2, which the guest has, is one of a tree",
+        "the guest uses cgroup v2, where every cgroup counts its descendants",
     ),
     *_fields(
-        Fate.MOOT, "linux.resources.memory.checkBeforeUpdate", "it is of updates, and a new container uses nothing"
+        Fate.MOOT,
+        "linux.resources.memory.checkBeforeUpdate",
+        "it applies to updates only: a new container uses no memory yet",
     ),
     *_fields(
-        Fate.REFUSED, "process.scheduler process.ioPriority", "the guest's runtime cannot set it", form=Form.OBJECT
+        Fate.REFUSED,
+        "process.scheduler process.ioPriority",
+        "the guest's runtime does not support it",
+        form=Form.OBJECT,
     ),
     *_fields(Fate.REFUSED, "process.execCPUAffinity", _CPUS, form=Form.OBJECT),
-    *_fields(Fate.REFUSED, "linux.intelRdt", "a guest has no cache allocation", form=Form.OBJECT),
+    *_fields(Fate.REFUSED, "linux.intelRdt", "the guest cannot allocate CPU cache", form=Form.OBJECT),
     *_fields(
         Fate.REFUSED,
         "linux.seccomp.listenerPath linux.seccomp.listenerMetadata",
         "the guest cannot reach a listener of the host",
     ),
-    *_fields(Fate.REFUSED, "linux.personality.flags", "the specification has none"),
-    *_fields(Fate.REFUSED, "linux.memoryPolicy", "the host's memory nodes are not the guest's", form=Form.OBJECT),
-    *_fields(Fate.REFUSED, "linux.timeOffsets", "the guest's runtime cannot set them"),
+    *_fields(Fate.REFUSED, "linux.personality.flags", "the specification defines no flags"),
+    *_fields(Fate.REFUSED, "linux.memoryPolicy", "the guest does not have the host's memory nodes", form=Form.OBJECT),
+    *_fields(Fate.REFUSED, "linux.timeOffsets", "the guest's runtime does not support time offsets"),
     *_fields(
         Fate.REFUSED,
         "linux.netDevices",
@@ -139,19 +155,19 @@ FIELDS: tuple[Field, ...] = (
     *_fields(
         Fate.REFUSED,
         "linux.resources.memory.kernel linux.resources.memory.kernelTCP",
-        "cgroup v2, which the guest has, knows no such limit",
-        "memory.limit counts the kernel's memory too",
+        "the guest uses cgroup v2, which has no such limit",
+        "memory.limit includes kernel memory",
         Form.LIMIT,
     ),
     *_fields(
         Fate.REFUSED,
         "linux.resources.memory.disableOOMKiller",
-        "cgroup v2, which the guest has, cannot do without its kills",
+        "the guest uses cgroup v2, which cannot disable the OOM killer",
     ),
     *_fields(
         Fate.REFUSED,
         "linux.resources.cpu.realtimeRuntime linux.resources.cpu.realtimePeriod",
-        "cgroup v2, which the guest has, knows no such limit",
+        "the guest uses cgroup v2, which has no such limit",
     ),
     *_fields(
         Fate.REFUSED,
@@ -177,14 +193,14 @@ FIELDS: tuple[Field, ...] = (
 )
 
 _PROCESS = "process."
-#: What engines name where they ask for no policy.
+#: The profile name with which engines request no policy.
 _NO_PROFILE = "unconfined"
 
 
-def review(name: str, document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """A copy of a specification without what is ignored or asks for nothing; and warnings.
+def review(name: str, document: Document) -> tuple[Document, list[str]]:
+    """Copy a specification without ignored fields and without fields that request nothing; return it and warnings.
 
-    Raises :class:`ConfigError`, naming the first field that is refused; ``name`` is the document's.
+    ``name`` is the document's name for errors. Raises :class:`ConfigError` naming the first field that is refused.
     """
     spec = copy.deepcopy(document)
     warnings = _review(name, spec, FIELDS, "")
@@ -194,8 +210,8 @@ def review(name: str, document: dict[str, Any]) -> tuple[dict[str, Any], list[st
     return spec, warnings
 
 
-def review_process(name: str, document: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """As :func:`review`, of a process only, as ``exec`` gets it; its label is that of a VM which runs already."""
+def review_process(name: str, document: Document) -> tuple[Document, list[str]]:
+    """Like :func:`review`, for the process of an ``exec``. Its SELinux label is removed, since the VM already runs."""
     process = copy.deepcopy(document)
     process.pop("selinuxLabel", None)
     fields = [field for field in FIELDS if field.path.startswith(_PROCESS)]
@@ -203,8 +219,7 @@ def review_process(name: str, document: dict[str, Any]) -> tuple[dict[str, Any],
 
 
 def is_set(value: object) -> bool:
-    """Whether a limit that can be applied asks for something: none of those that can has a meaning below zero but
-    "unlimited"."""
+    """Whether a limit requests something. For all limits that hawse can apply, a negative value means unlimited."""
     if isinstance(value, dict):
         return any(map(is_set, value.values()))
     if isinstance(value, int | float):
@@ -212,7 +227,7 @@ def is_set(value: object) -> bool:
     return bool(value)
 
 
-def _review(name: str, document: dict[str, Any], fields: tuple[Field, ...] | list[Field], prefix: str) -> list[str]:
+def _review(name: str, document: Document, fields: tuple[Field, ...] | list[Field], prefix: str) -> list[str]:
     warnings = []
     for field in fields:
         if field.fate not in (Fate.REFUSED, Fate.MOOT, Fate.WARNED):
@@ -229,8 +244,8 @@ def _review(name: str, document: dict[str, Any], fields: tuple[Field, ...] | lis
     return warnings
 
 
-def _prune(limits: dict[str, Any]) -> None:
-    """Leave of limits what asks for something, since crun refuses sections that it does not know even when empty."""
+def _prune(limits: Document) -> None:
+    """Remove limits that request nothing, in place: crun refuses sections that it does not support, even empty ones."""
     for name, value in list(limits.items()):
         if not is_set(value):
             del limits[name]
@@ -238,8 +253,8 @@ def _prune(limits: dict[str, Any]) -> None:
             _prune(value)
 
 
-def _find(document: Any, path: str, where: str = "") -> Iterator[tuple[dict[str, Any], str, str]]:
-    """(object, key, path of it in words) of each place of the field that is there."""
+def _find(document: Any, path: str, where: str = "") -> Iterator[tuple[Document, str, str]]:
+    """Each occurrence of the field: the object that contains it, its key, and its path for messages."""
     head, _, rest = path.partition(".")
     key = head.removesuffix("[]")
     if not isinstance(document, dict) or key not in document:

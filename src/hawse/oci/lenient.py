@@ -1,10 +1,10 @@
-"""Forms of a document that Go's decoder, and so runc, accepts. Pure.
+"""Convert what Go's decoder, and so runc, accepts into a document that hawse accepts. Pure.
 
-- null for a member of an object is the member left out; in a map it is the empty text or object under its name, and
-  in a list the empty text or object, or zero (encoding/json, Unmarshal).
-- Half a surrogate pair is U+FFFD (the same).
-- A path of a mount or of a device without its first slash is below the container's root (runtime-spec 1.2, config.md,
-  "Mounts"; runc libcontainer/specconv/spec_linux.go, createLibcontainerMount()).
+- null as a member of an object means that the member is absent; in a map it becomes an empty text or object, and in a
+  list an empty text, an empty object or zero (encoding/json, Unmarshal).
+- Half a surrogate pair becomes U+FFFD (encoding/json, Unmarshal).
+- A path of a mount or of a device that does not begin with a slash is relative to the container's root (runtime-spec
+  1.2, config.md, "Mounts"; runc libcontainer/specconv/spec_linux.go, createLibcontainerMount()).
 - A device rule without ``allow`` denies.
 """
 
@@ -14,20 +14,22 @@ from typing import Any
 
 from msgspec import inspect
 
+from hawse.json_text import Document
+
 _TEXTS = (("annotations",), ("linux", "sysctl"), ("linux", "resources", "unified"))
 _OBJECTS = (("linux", "netDevices"), ("linux", "timeOffsets"), ("linux", "resources", "rdma"))
 
 
-def completed(document: dict[str, Any], kind: type[Any]) -> tuple[dict[str, Any], list[str]]:
-    """The document as one that hawse reads, and what to warn of. Other faults are left for the check of types.
+def completed(document: Document, kind: type[Any]) -> tuple[Document, list[str]]:
+    """Return the document in the form that hawse reads, and warnings. The check of types reports other faults later.
 
-    ``kind``: the type that the document is to be converted to.
+    ``kind`` is the type to which the document will be converted.
     """
     for path in _TEXTS:
         _complete_map(document, path, "")
     for path in _OBJECTS:
         _complete_map(document, path, {})
-    whole: dict[str, Any] = _without_nulls(document)
+    whole: Document = _without_nulls(document)
     if _has_null(whole):
         _complete_lists(whole, inspect.type_info(kind))
     warnings = _complete_paths(whole.get("mounts"), "destination", "mounts")
@@ -39,7 +41,7 @@ def completed(document: dict[str, Any], kind: type[Any]) -> tuple[dict[str, Any]
 
 
 def _without_nulls(value: Any) -> Any:
-    """A JSON value without the members of objects that are null, in texts that can be encoded."""
+    """Copy a JSON value without members of objects that are null, and with half surrogate pairs replaced."""
     if isinstance(value, dict):
         return {_text(key): _without_nulls(member) for key, member in value.items() if member is not None}
     if isinstance(value, list):
@@ -58,7 +60,7 @@ def _has_null(value: Any) -> bool:
 
 
 def _complete_lists(value: Any, kind: inspect.Type) -> None:
-    """Replace null in lists by the zero value of their type; in lists without one it stays."""
+    """Replace null in lists by the zero value of the entries' type; it stays if the type has no zero value."""
     kinds = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
     for each in kinds:
         if isinstance(each, inspect.StructType) and isinstance(value, dict):
@@ -89,7 +91,7 @@ def _complete_paths(entries: Any, key: str, where: str) -> list[str]:
         path = entry.get(key) if isinstance(entry, dict) else None
         if isinstance(path, str) and path and not path.startswith("/"):
             entry[key] = f"/{path}"
-            warnings.append(f"{where}[{index}].{key}: {path[:200]!r} is not absolute: it is taken as below /")
+            warnings.append(f"{where}[{index}].{key}: {path[:200]!r} is not absolute: it is read as a path below /")
     return warnings
 
 

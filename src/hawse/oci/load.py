@@ -1,4 +1,4 @@
-"""config.json and process.json: read, bounded, checked; every error names the file, the field and the remedy."""
+"""Read and check config.json and process.json, up to a size limit. Every error names the file, field and remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
-from hawse.json_text import parse
+from hawse.json_text import Document, parse
 from hawse.oci.capabilities import unknown
 from hawse.oci.checks import check_linux, check_rlimits
 from hawse.oci.fields import review_process
@@ -26,11 +26,11 @@ _VERSION = re.compile(r"1\.\d{1,4}\.\d{1,4}(-[0-9A-Za-z.+-]+)?(\+[0-9A-Za-z.-]+)
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle: its absolute path, the document in hawse's own form (:mod:`hawse.oci.lenient`), the checked view of it,
-    the absolute root file system, and what to warn of."""
+    """A bundle: its absolute path, the document in the form that hawse reads (:mod:`hawse.oci.lenient`), the document
+    as checked objects, the absolute path of the root file system, and warnings."""
 
     path: str
-    raw: dict[str, Any]
+    raw: Document
     spec: Spec
     process: Process
     rootfs: str
@@ -43,17 +43,17 @@ def load_bundle(path: str) -> Bundle:
     if not os.path.isdir(bundle):
         raise ConfigError(f"bundle {bundle}: no such directory", hint="give the bundle with --bundle")
     name = f"{bundle}/config.json"
-    raw, warnings = _read(name, Spec, hint="make one with `hawse spec`")
+    raw, warnings = _read(name, Spec, hint="create one with `hawse spec`")
     _clean_paths(raw)
     spec: Spec = _check(name, raw, Spec)
     if not _VERSION.fullmatch(spec.oci_version):
         raise ConfigError(
-            f"{name}: ociVersion: unknown version {spec.oci_version[:40]!r}", hint="versions 1.x.y are understood"
+            f"{name}: ociVersion: unknown version {spec.oci_version[:40]!r}", hint="hawse supports versions 1.x.y"
         )
     if spec.root is None:
         raise ConfigError(f"{name}: root: missing", hint="root.path names the container's root file system")
     if spec.process is None:
-        raise ConfigError(f"{name}: process: missing", hint="process says what the container runs")
+        raise ConfigError(f"{name}: process: missing", hint="process defines what the container runs")
     _check_process(name, "process.", spec.process)
     rootfs = os.path.normpath(os.path.join(bundle, spec.root.path))
     if not os.path.isdir(rootfs):
@@ -67,8 +67,8 @@ def load_bundle(path: str) -> Bundle:
     return Bundle(bundle, raw, spec, spec.process, rootfs, tuple(warnings))
 
 
-def load_process(path: str) -> tuple[dict[str, Any], Process]:
-    """Read a process as ``exec --process`` gets it, without what is passed over. Raises :class:`ConfigError`."""
+def load_process(path: str) -> tuple[Document, Process]:
+    """Read the file of ``exec --process``, without ignored fields. Raises :class:`ConfigError`."""
     raw, _ = _read(path, Process, hint="--process names a file with one JSON object")
     process: Process = _check(path, raw, Process)
     _check_process(path, "", process)
@@ -76,14 +76,14 @@ def load_process(path: str) -> tuple[dict[str, Any], Process]:
     return reviewed, process
 
 
-def _read(name: str, kind: type[Any], *, hint: str) -> tuple[dict[str, Any], list[str]]:
+def _read(name: str, kind: type[Any], *, hint: str) -> tuple[Document, list[str]]:
     try:
         with open(name, "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{name}: {(error.strerror or str(error)).lower()}", hint=hint) from None
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{name}: larger than {MAX_BYTES // 1024 // 1024} MiB", hint="this is no specification")
+        raise ConfigError(f"{name}: larger than {MAX_BYTES // 1024 // 1024} MiB", hint="this is not a specification")
     try:
         raw = parse(data)
         if isinstance(raw, dict):
@@ -99,8 +99,8 @@ def _read(name: str, kind: type[Any], *, hint: str) -> tuple[dict[str, Any], lis
     raise ConfigError(f"{name}: not a JSON object", hint="see the OCI runtime specification, config.md")
 
 
-def _clean_paths(raw: dict[str, Any]) -> None:
-    """Write paths of devices without "." and "..", in place: hawse knows some devices by them."""
+def _clean_paths(raw: Document) -> None:
+    """Remove "." and ".." from the paths of devices, in place: hawse recognizes some devices by their paths."""
     linux = raw.get("linux")
     devices = linux.get("devices") if isinstance(linux, dict) else None
     for device in devices if isinstance(devices, list) else ():
@@ -109,7 +109,7 @@ def _clean_paths(raw: dict[str, Any]) -> None:
             device["path"] = "/" + posixpath.normpath(path).lstrip("/")
 
 
-def _check(name: str, raw: dict[str, Any], kind: type[Any]) -> Any:
+def _check(name: str, raw: Document, kind: type[Any]) -> Any:
     try:
         return convert(raw, kind)
     except msgspec.ValidationError as error:
@@ -145,5 +145,5 @@ def _check_paths(name: str, spec: Spec) -> None:
             raise ConfigError(f"{name}: linux.devices[{index}].path: empty", hint="it is a path in the container")
         if device.type not in ("c", "b", "u", "p"):
             raise ConfigError(
-                f"{name}: linux.devices[{index}].type: {device.type!r} is none of c, b, u, p", hint="VFIO's are c"
+                f"{name}: linux.devices[{index}].type: {device.type!r} is not c, b, u or p", hint="VFIO devices are c"
             )

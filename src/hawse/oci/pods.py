@@ -1,9 +1,9 @@
-"""Pods: which container is a sandbox's first, and which one joins a sandbox that is there. Standard library only.
+"""Pods: whether a container is the first of a sandbox or joins an existing sandbox. Standard library only.
 
-Engines say it by annotations: containerd's CRI by its own (internal/cri/annotations/annotations.go), CRI-O and Podman
-by others (containers/podman pkg/annotations/annotations.go). From version 5 on Podman says of a container which sandbox
-it is to join, and nothing of the sandbox: that is told by its program, the same for every pod (containers/common
-pkg/config/default.go, DefaultInfraImage and its command).
+Engines pass this in annotations. containerd's CRI (internal/cri/annotations/annotations.go) uses other names than CRI-O
+and Podman (containers/podman pkg/annotations/annotations.go). Since version 5, Podman annotates only the containers
+that join a sandbox, and not the first one: hawse recognizes that by its program, which is the same for every pod
+(containers/common pkg/config/default.go, DefaultInfraImage and its command).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 SINGLE, SANDBOX, CONTAINER = "single", "sandbox", "container"
-#: The annotation that says which of the two it is, and the one with the sandbox's id.
+#: Per engine: the annotation with the container's type (sandbox or container), and the one with the sandbox's id.
 KEYS = (
     ("io.kubernetes.cri.container-type", "io.kubernetes.cri.sandbox-id"),
     ("io.kubernetes.cri-o.ContainerType", "io.kubernetes.cri-o.SandboxID"),
@@ -30,9 +30,9 @@ _MAX_BYTES = 4 * 1024 * 1024
 
 
 def read_role(annotations: Mapping[str, Any], args: Sequence[str] = ()) -> tuple[str, str]:
-    """SINGLE, SANDBOX or CONTAINER, and for the last the id of its sandbox. Raises :class:`ConfigError`.
+    """Return SINGLE, SANDBOX or CONTAINER, and for CONTAINER the id of the sandbox ("" for the others).
 
-    ``args`` are those of the container's process.
+    ``args`` are the arguments of the container's process. Raises :class:`ConfigError`.
     """
     for kind_key, sandbox_key in KEYS:
         kind = annotations.get(kind_key)
@@ -43,11 +43,14 @@ def read_role(annotations: Mapping[str, Any], args: Sequence[str] = ()) -> tuple
             return SANDBOX, ""
         if kind != CONTAINER:
             raise ConfigError(
-                f"annotations: {kind_key}: {str(kind)[:80]!r} is unknown", hint=f"it is {SANDBOX} or {CONTAINER}"
+                f"annotations: {kind_key}: {str(kind)[:80]!r} is unknown", hint=f"use {SANDBOX} or {CONTAINER}"
             )
         sandbox = annotations.get(sandbox_key)
         if not isinstance(sandbox, str) or not sandbox:
-            raise ConfigError(f"annotations: {sandbox_key} is missing", hint="it names the sandbox to be joined")
+            raise ConfigError(
+                f"annotations: {sandbox_key} is missing",
+                hint="set it to the id of the sandbox that the container joins",
+            )
         return CONTAINER, sandbox
     key, manager = _MANAGER
     if annotations.get(key) == manager and list(args) == _PODMANS_PAUSE:
@@ -56,13 +59,13 @@ def read_role(annotations: Mapping[str, Any], args: Sequence[str] = ()) -> tuple
 
 
 def is_kubelets(annotations: Mapping[str, Any]) -> bool:
-    """Whether the container is one that a kubelet asked an engine for, and not one of a pod of Podman's."""
+    """Whether a kubelet requested the container from an engine. False for containers of Podman's pods."""
     key, manager = _MANAGER
     return any(kind in annotations for kind, _ in KEYS) and annotations.get(key) != manager
 
 
 def role_of(bundle: str) -> tuple[str, str]:
-    """:func:`read_role` of a bundle. One that cannot be read is SINGLE: whoever reads all of it tells why."""
+    """Return :func:`read_role` of a bundle; SINGLE if it cannot be read: the later full check reports the error."""
     try:
         with open(f"{bundle}/config.json", "rb") as file:
             document = parse(file.read(_MAX_BYTES + 1))

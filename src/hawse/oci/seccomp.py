@@ -1,6 +1,6 @@
-"""linux.seccomp: its types, and what of it makes no sense wherever it is run (config-linux.md, Seccomp). Pure.
+"""linux.seccomp: its types, and checks that do not depend on the host (config-linux.md, Seccomp). Pure.
 
-The guest's runtime names no field in its errors ("seccomp get action").
+hawse checks the values because the guest's runtime names no field in its errors ("seccomp get action").
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ARCHITECTURES = tuple(
         "PARISC64",
     )
 )  # fmt: skip
-#: A system call has so many arguments.
+#: The number of arguments of a system call.
 _ARGUMENTS = 6
 
 _Uint = Annotated[int, Meta(ge=0)]
@@ -61,12 +61,12 @@ class Seccomp(_Part, frozen=True):
 
 
 def is_empty(seccomp: Seccomp) -> bool:
-    """Whether it has no filter, as runc decides it (libcontainer/specconv/spec_linux.go, SetupSeccomp())."""
+    """Whether the object defines no filter, by runc's rule (libcontainer/specconv/spec_linux.go, SetupSeccomp())."""
     return not seccomp.default_action and not seccomp.syscalls
 
 
 def check_seccomp(name: str, seccomp: Seccomp) -> list[str]:
-    """What to warn of. Raises :class:`ConfigError`, naming the field of the document ``name``."""
+    """Check the filter of the document ``name``. Returns warnings. Raises :class:`ConfigError` naming the field."""
     where = f"{name}: linux.seccomp"
     if is_empty(seccomp):
         return [

@@ -1,8 +1,8 @@
 """The types of config.json (OCI runtime-spec config.md, config-linux.md).
 
-Unknown properties are ignored, as the specification demands; what is known is checked for its type and range, also
-where hawse does not look at it: Go's decoder, and so runc, refuses another type. The document itself is kept beside
-these objects. Sections that are refused whole are objects here (:mod:`hawse.oci.fields`).
+Unknown properties are ignored, as the specification requires. The type and range of known properties are checked, also
+of those that hawse does not use, since Go's decoder, and so runc, refuses a wrong type. The document itself is kept as
+well. Sections that hawse refuses as a whole have the type Document (:mod:`hawse.oci.fields`).
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
+from hawse.json_text import Document
 from hawse.oci.seccomp import Seccomp
 
 Uint16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 Uint32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Uint64 = Annotated[int, Meta(ge=0)]
-#: Bytes; -1 is no limit.
+#: Bytes; -1 means unlimited.
 Bytes = Annotated[int, Meta(ge=-1, le=2**63 - 1)]
-Object = dict[str, Any]
 Text = Annotated[str, Meta(pattern="^[^\\x00]*$")]
 
 
@@ -74,9 +74,9 @@ class Process(_Part, frozen=True):
     apparmor_profile: str = ""
     selinux_label: str = ""
     oom_score_adj: int | None = None
-    scheduler: Object | None = None
-    io_priority: Object | None = None
-    exec_cpu_affinity: Object | None = msgspec.field(name="execCPUAffinity", default=None)
+    scheduler: Document | None = None
+    io_priority: Document | None = None
+    exec_cpu_affinity: Document | None = msgspec.field(name="execCPUAffinity", default=None)
 
 
 class IdMapping(_Part, frozen=True):
@@ -148,16 +148,16 @@ class Pids(_Part, frozen=True):
 class BlockIo(_Part, frozen=True):
     weight: Uint16 | None = None
     leaf_weight: Uint16 | None = None
-    weight_device: list[Object] | None = None
-    throttle_read_bps_device: list[Object] | None = None
-    throttle_write_bps_device: list[Object] | None = None
-    throttle_read_iops_device: list[Object] | None = msgspec.field(name="throttleReadIOPSDevice", default=None)
-    throttle_write_iops_device: list[Object] | None = msgspec.field(name="throttleWriteIOPSDevice", default=None)
+    weight_device: list[Document] | None = None
+    throttle_read_bps_device: list[Document] | None = None
+    throttle_write_bps_device: list[Document] | None = None
+    throttle_read_iops_device: list[Document] | None = msgspec.field(name="throttleReadIOPSDevice", default=None)
+    throttle_write_iops_device: list[Document] | None = msgspec.field(name="throttleWriteIOPSDevice", default=None)
 
 
 class Network(_Part, frozen=True):
     class_id: Uint32 | None = msgspec.field(name="classID", default=None)
-    priorities: list[Object] | None = None
+    priorities: list[Document] | None = None
 
 
 class Resources(_Part, frozen=True):
@@ -168,7 +168,7 @@ class Resources(_Part, frozen=True):
     pids: Pids | None = None
     block_io: BlockIo | None = msgspec.field(name="blockIO", default=None)
     network: Network | None = None
-    rdma: dict[str, Object] | None = None
+    rdma: dict[str, Document] | None = None
     unified: dict[str, str] | None = None
 
 
@@ -196,10 +196,10 @@ class Linux(_Part, frozen=True):
     rootfs_propagation: str = ""
     mount_label: str = ""
     personality: Personality | None = None
-    intel_rdt: Object | None = None
-    memory_policy: Object | None = None
-    time_offsets: dict[str, Object] | None = None
-    net_devices: dict[str, Object] | None = None
+    intel_rdt: Document | None = None
+    memory_policy: Document | None = None
+    time_offsets: dict[str, Document] | None = None
+    net_devices: dict[str, Document] | None = None
 
 
 class Hook(_Part, frozen=True, omit_defaults=True):
@@ -218,7 +218,7 @@ class Hooks(_Part, frozen=True):
     poststop: list[Hook] | None = None
 
     def by_kind(self) -> dict[str, list[Hook] | None]:
-        """By their names in the document."""
+        """The hooks by their names in the document."""
         names = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
         return dict(zip(names, msgspec.structs.astuple(self), strict=True))
 
@@ -233,13 +233,13 @@ class Spec(_Part, frozen=True):
     hooks: Hooks | None = None
     annotations: dict[str, str] | None = None
     linux: Linux | None = None
-    vm: Object | None = None
-    windows: Object | None = None
-    solaris: Object | None = None
-    zos: Object | None = None
-    freebsd: Object | None = None
+    vm: Document | None = None
+    windows: Document | None = None
+    solaris: Document | None = None
+    zos: Document | None = None
+    freebsd: Document | None = None
 
 
 def convert(value: object, kind: type[Any]) -> Any:
-    """``value``, from JSON, as ``kind``; raises msgspec.ValidationError with the path of the field."""
+    """Convert ``value``, parsed from JSON, to ``kind``. Raises msgspec.ValidationError with the path of the field."""
     return msgspec.convert(value, kind)

@@ -1,4 +1,4 @@
-"""What those who join a sandbox, or give it more devices, are told of its machine, which runs: the call ``room``."""
+"""The capacity of a running VM: commands call ``room`` for it before a container joins or a device is added."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ _MIB = 1024 * 1024
 _HUGEPAGES = "hawse.hugepages"
 
 
-def serves(there: DiskPlan, wanted: DiskPlan) -> bool:
-    """Whether a disk that is plugged is the wanted one, and can be written to if that is to be."""
-    return (there.major, there.minor) == (wanted.major, wanted.minor) and there.writable >= wanted.writable
+def serves(plugged: DiskPlan, requested: DiskPlan) -> bool:
+    """Whether a plugged disk is the requested one, and is writable if the request needs that."""
+    same = (plugged.major, plugged.minor) == (requested.major, requested.minor)
+    return same and plugged.writable >= requested.writable
 
 
 class Room(msgspec.Struct, frozen=True, kw_only=True):
-    """``spares`` are the free ports. ``disks`` and ``plugs`` are disks and functions that other containers have, and
-    ``native`` the groups among them that the guest's own drivers have. ``label`` is what the machine's programs have on
-    the host, and ``hugepages_mib`` what its containers have of its memory as huge pages. ``overlays`` are the keys of
-    those that its containers have."""
+    """The capacity of a running VM.
+
+    ``spares`` are the free ports. ``disks`` and ``plugs`` are the disks and functions that containers already use, and
+    ``native`` those groups that drivers of the guest kernel use. ``label`` is the SELinux label of the VM's programs on
+    the host. ``hugepages_mib`` is the memory that is reserved for huge pages of its containers. ``overlays`` are the
+    keys of the overlays that its containers use.
+    """
 
     spares: list[Port]
     disks: list[DiskPlan] = []
@@ -36,52 +40,53 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
     overlays: list[str] = []
 
     def shared(self, groups: Sequence[int], *, native: bool) -> list[PlugStep]:
-        """The functions of those of the groups that are there already: who comes later has them, too.
+        """The functions of these groups that are already plugged: the new container shares them.
 
-        ``native``: the container leaves its devices to the guest's own drivers. Raises :class:`ConfigError` where
-        another has the group otherwise.
+        ``native``: drivers of the guest kernel use the devices of the new container. Raises :class:`ConfigError` if
+        another container uses the group in the other mode.
         """
-        found = [msgspec.structs.replace(plug, shared=True) for plug in self.plugs if plug.group in groups]
-        for plug in found:
+        plugs = [msgspec.structs.replace(plug, shared=True) for plug in self.plugs if plug.group in groups]
+        for plug in plugs:
             if (plug.group in self.native) != native:
-                how = "left to the guest's own driver" if plug.group in self.native else "a VFIO device"
+                how = "used by a driver of the guest kernel" if plug.group in self.native else "a VFIO device"
                 raise ConfigError(
                     f"annotations: hawse.device-mode: group {plug.group} is {how} in another container of the pod",
-                    hint="containers that share a device have it in one mode",
+                    hint="containers that share a device must use the same mode",
                 )
-        return found
+        return plugs
 
     def check_disks(self, disks: Sequence[DiskPlan], *, groups: int) -> None:
-        """Raise :class:`DeviceError` where there are too few ports for these disks, beside those for new groups."""
-        new = [disk for disk in disks if not any(serves(there, disk) for there in self.disks)]
+        """Raise :class:`DeviceError` if too few ports are free for these disks and for ``groups`` new groups."""
+        new = [disk for disk in disks if not any(serves(plugged, disk) for plugged in self.disks)]
         free = len([port for port in self.spares if not port.bridge]) - groups
         if len(new) > free:
             raise DeviceError(
-                f"linux.devices: ports are needed for {len(new)} block device{'' if len(new) == 1 else 's'}, and "
-                f"{max(free, 0)} of the machine's are free",
-                hint="delete another container of the pod, or have fewer block devices in it",
+                f"linux.devices: {len(new)} block device{' needs a port' if len(new) == 1 else 's need ports'}, and "
+                f"the virtual machine has {max(free, 0)} free",
+                hint="delete another container of the pod, or pass fewer block devices to it",
             )
 
     def check_memory(
         self, name: str, limit: int, *, hugepages_mib: int = 0, host_mib: int, pod: bool = True
     ) -> list[str]:
-        """Whether the machine can give a container its limit, in bytes, of what ``name`` calls; what to warn of.
+        """Check whether the VM has the memory for a container's ``limit`` in bytes. Returns warnings.
 
-        ``hugepages_mib``: what it has of huge pages beside those that are reserved already. A limit that no host could
-        give is none, as where the machine is made. Raises :class:`ConfigError` where a larger machine could be had, and
-        only warns where this one is as large as the host allows: there the limit is one that few programs reach.
+        ``name`` names the limit in messages. ``hugepages_mib`` is the container's memory in huge pages that is not
+        reserved yet. A limit above the host's memory counts as no limit, as when a VM is created. Raises
+        :class:`ConfigError` if the host allows a larger VM. If the VM is already as large as the host allows, it only
+        warns: few programs reach such a limit.
         """
         huge = self.hugepages_mib + hugepages_mib
         left = usable_mib(self.memory_mib) - huge
         if limit <= max(left, 0) * _MIB or limit >= host_mib * _MIB:
             return []
-        beside = f" beside {huge} MiB of huge pages" if huge else ""
+        beside = f" besides {huge} MiB of huge pages" if huge else ""
         text = (
             f"{name}: {-(-limit // _MIB)} MiB are more than the virtual machine has for a container{beside}: "
             f"{max(left, 0)} MiB of {self.memory_mib} MiB"
         )
         if self.memory_mib + STEP_MIB > host_mib:
-            return [f"{text} [this host has no more memory for it: lower the limit]"]
+            return [f"{text} [lower the limit: this host does not have more memory for the VM]"]
         least = needed_mib(-(-limit // _MIB) + huge)
         if not pod:
             raise ConfigError(
@@ -91,18 +96,18 @@ class Room(msgspec.Struct, frozen=True, kw_only=True):
             )
         raise ConfigError(
             text,
-            hint="a pod's virtual machine is as large as the engine says that the limits of its containers come to: a "
-            "kubelet from 1.23 on says it"
-            + (f", and the annotation {_HUGEPAGES} on the pod its huge pages" if huge else "")
-            + f". Else set vm.memory_mib in the configuration to {least} or more",
+            hint="the size of a pod's virtual machine follows the sum of its containers' limits, which kubelets from "
+            "1.23 on pass"
+            + (f", and the annotation {_HUGEPAGES} of the pod for its huge pages" if huge else "")
+            + f". Otherwise set vm.memory_mib in the configuration to {least} or more",
         )
 
     def warnings(self, *, label: str) -> list[str]:
-        """What of a container's specification this machine cannot follow any more."""
-        found = []
+        """Warnings about fields of a container's specification that a running VM cannot apply any more."""
+        texts = []
         if label and label != self.label:
-            found.append(
-                f"process.selinuxLabel: {label[:200]} is another than the virtual machine of the pod was started "
-                f"with, {self.label or 'none'} [give the pod the label, not one of its containers]"
+            texts.append(
+                f"process.selinuxLabel: {label[:200]} differs from the label of the pod's running virtual "
+                f"machine: {self.label or 'none'} [set the label of the pod, not of one of its containers]"
             )
-        return found
+        return texts

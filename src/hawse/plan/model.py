@@ -1,15 +1,15 @@
-"""What the monitor is told to make: the whole of a sandbox, decided before anything is touched.
+"""The plan of a sandbox: everything that the monitor has to create, decided before anything is changed.
 
-The command line writes it, the monitor reads it; it can be printed and compared.
+The command writes the plan as JSON, and the monitor reads it. Plans can be printed and compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
+from hawse.json_text import Document
 from hawse.oci.guest.host_sockets import Special
 from hawse.oci.guest.hugetlbfs import Hugetlbfs
 from hawse.oci.guest.share import Share
@@ -21,26 +21,27 @@ from hawse.vfio.node import VfioNode
 from hawse.vm.arguments import VmShape
 from hawse.vm.ports import Port
 
-#: In place of a group's number: the step plugs a disk.
+#: The value of ``group`` in a step that plugs a disk.
 NO_GROUP = -1
 
 
 class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
-    """One function to be hot-plugged: QMP commands, the device's id, where the guest will see it, for which group.
+    """One function to plug: its group, the QMP commands, QEMU's device id, and its address in the guest.
 
-    ``host`` is its address on the host, "" for an emulated one; ``note`` tells why the guest's address is another.
-    ``bus`` is QEMU's id of the port or bridge that it is plugged into. ``cold``: it is there when the machine boots,
-    made by options of the same names as the commands'. ``shared``: it is there for another container. ``bars`` are
-    those that it has on the host, (number, bytes) each. ``dma_entries``: the DMA mappings that its VFIO container may
-    need on the host (:mod:`hawse.vfio.host.dma_mappings`), 0 for an emulated function. ``unsafe_interrupts``: an
-    administrator accepts a device whose interrupts are not remapped.
+    ``label`` describes it in messages. ``host`` is its address on the host, "" for an emulated function. ``note`` is
+    the reason why its address in the guest is different. ``bus`` is QEMU's id of the port or bridge into which it is
+    plugged. ``cold``: QEMU starts with it, with options of the same names as the commands. ``shared``: it is already
+    plugged for another container. ``bars`` are pairs of the number and the size in bytes of its BARs on the host.
+    ``dma_entries``: the DMA mappings that its VFIO container may need on the host
+    (:mod:`hawse.vfio.host.dma_mappings`), 0 for an emulated function. ``unsafe_interrupts``: an administrator accepts a
+    device whose interrupts are not remapped.
     """
 
     group: int
     label: str
     host: str
     note: str
-    commands: list[tuple[str, dict[str, Any]]]
+    commands: list[tuple[str, Document]]
     device: str
     bus: str
     guest_address: str
@@ -52,7 +53,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def what(self) -> str:
-        """What it is, for errors; a disk is of no group."""
+        """A description for errors. A disk has no group."""
         return self.label if self.group == NO_GROUP else f"{self.label} of group {self.group}"
 
     @property
@@ -62,7 +63,7 @@ class PlugStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DiskPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A block device of the host that the container is to have; ``logical`` and ``physical`` are bytes of a sector."""
+    """A block device of the host to pass; ``logical`` and ``physical`` are its sector sizes in bytes."""
 
     major: int
     minor: int
@@ -73,7 +74,7 @@ class DiskPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine's template: in which cache, under which digest, and whether it is there or is to be made."""
+    """The template of the VM: its cache directory and digest. ``usable``: it exists; otherwise the start builds it."""
 
     cache: str
     digest: str
@@ -81,9 +82,12 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """How QEMU is confined: the directory of the files that it has (:mod:`hawse.jail.tree`), the user ids that it may
-    have one of, and whether it can filter its system calls itself. ``required``: without a jail nothing is started.
-    ``file_bytes``: how far it may write a file, which is for the disks of emulated devices."""
+    """The jail of QEMU.
+
+    ``tree`` is the directory with the files that QEMU sees (:mod:`hawse.jail.tree`). QEMU gets a user ID in the range
+    ``first_user`` to ``last_user``. ``filters``: it can filter its system calls itself. ``required``: nothing is
+    started without a jail. ``file_bytes`` is the maximum size of files that it writes, the disks of emulated devices.
+    """
 
     tree: str
     first_user: int
@@ -94,13 +98,13 @@ class JailPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The virtual machine: its ``shape`` is what the guest sees, and the rest what the host does for it.
+    """The virtual machine. ``shape`` is the hardware that the guest sees; the other fields apply to the host.
 
-    Times in seconds. ``page_kib``: the KiB of the host's huge pages that its memory is made of, 0 for ordinary pages;
-    nothing in the guest shows it. ``label`` is the SELinux label of its programs, "" for none. ``jail``: QEMU's, None
-    for none. ``modules`` is the directory in the share of modules for the guest's kernel, "" for none, and
-    ``load_modules`` are the names of those that are loaded at its start. ``oom_score_adj`` (proc(5)) is that of its
-    programs, None for the monitor's.
+    Times are in seconds. ``page_kib`` is the size in KiB of the host's huge pages that back its memory, 0 for normal
+    pages; the guest cannot see it. ``label`` is the SELinux label of the VM's programs, "" for none. ``jail`` is None
+    if QEMU is not confined. ``modules`` is the directory below the share with modules for the guest kernel, "" for
+    none; ``load_modules`` are the modules that the guest loads at its start. ``oom_score_adj`` (proc(5)) is the value
+    for the VM's programs, None for that of the monitor.
     """
 
     shape: VmShape
@@ -120,17 +124,23 @@ class MachinePlan(msgspec.Struct, frozen=True, kw_only=True):
 class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One container of a sandbox.
 
-    ``spec`` is the guest's specification, with the host's device numbers, and ``shares`` what is shared for it.
-    ``binds`` are functions that are bound to a VFIO driver first, and restored at the end. ``joins``, by kind of
-    namespace, is the path in the spec of one that another container of the sandbox has. ``memory`` has the bytes of
-    file systems of shared memory, by name; ``hugepages`` are (KiB of a page, count), to be reserved for it, the largest
-    first, and ``hugetlbfs`` their file systems, by name. ``native`` are groups that the guest's own drivers get, with
-    the rights of their nodes. ``named`` are misc devices, by their numbers on the host, whose number in the guest is
-    found by their name. ``hooks`` and ``cgroup`` are those of the host. ``network`` is the path of the network
-    namespace on the host, "" for the one that the first process's proxy is in; ``sysctls`` are settings of the guest's
-    network. ``inherited`` is what the process has from its creator; ``notify`` is the host's socket for its
-    notifications, None for none. ``oom_score_adj`` is that of its processes. ``sockets`` are those of the host that
-    connections are forwarded to, by the names of their shares.
+    ``spec`` is the guest's specification, with the host's device numbers, and ``shares`` are its shares.
+
+    Devices: ``binds`` are functions that are bound to a VFIO driver first, and restored at the end. ``native`` are
+    groups that drivers of the guest kernel use, with the rights of their nodes. ``named`` are misc devices as (major,
+    minor, name) on the host; their numbers in the guest are found by the name.
+
+    Memory: ``memory`` maps names of shared-memory file systems to their sizes in bytes. ``hugepages`` are pairs of page
+    size in KiB and count to reserve, the largest first, and ``hugetlbfs`` are their file systems by name.
+
+    Namespaces: ``joins`` maps a kind of namespace to the path, in the specification, of a namespace of another
+    container of the sandbox. ``network`` is the path of the network namespace on the host, "" for the namespace of the
+    first process's proxy; ``sysctls`` are settings of the guest's network.
+
+    Host: ``hooks`` and ``cgroup`` are those of the host. ``inherited`` are the attributes that the process inherits
+    from its creator. ``notify`` is the host's socket for its notifications, None for none. ``oom_score_adj`` is the
+    value for its processes. ``sockets`` are the host's sockets to which connections are forwarded, by the names of
+    their shares.
     """
 
     id: str
@@ -139,7 +149,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     oci_version: str
     annotations: dict[str, str]
     owner: str
-    spec: dict[str, Any]
+    spec: Document
     shares: list[Share]
     plugs: list[PlugStep]
     nodes: list[VfioNode]
@@ -153,7 +163,7 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
     native: dict[int, dict[str, int]] = {}
     disks: list[DiskPlan] = []
     named: list[tuple[int, int, str]] = []
-    hooks: dict[str, list[dict[str, Any]]] = {}
+    hooks: dict[str, list[Document]] = {}
     cgroup: CgroupPlan = CgroupPlan()
     inherited: Inherited = Inherited()
     notify: Notify | None = None
@@ -162,16 +172,16 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def hugepages_mib(self) -> int:
-        """The memory of the guest that is reserved for its huge pages."""
+        """The guest memory in MiB that is reserved for its huge pages."""
         return sum(kib * count for kib, count in self.hugepages) // 1024
 
 
 class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A sandbox with its first ``container``, whose id is its own.
+    """A sandbox with its first ``container``, whose id is also the sandbox's.
 
-    ``timeline`` is the file for its start's trace, "" for none. ``ports`` take devices, ``network_port`` takes
-    interfaces. ``pod``: other containers may join it. ``log_file``: path and format of the file for what the monitor
-    warns of later, "" for its own log only.
+    ``timeline`` is the file for the trace of its start, "" for none. Devices are plugged into ``ports``, network
+    interfaces into ``network_port``. ``pod``: other containers may join it. ``log_file`` is the path and the format of
+    the file for later warnings of the monitor; with the path "", they go only to the monitor's log.
     """
 
     container: ContainerPlan
@@ -189,7 +199,7 @@ class SandboxPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Attachment(msgspec.Struct, frozen=True, kw_only=True):
-    """One group to be attached to a running sandbox; its nodes have this mode and these owners in the container."""
+    """One group to attach to a running sandbox, and the mode and owners of its nodes in the container."""
 
     plugs: list[PlugStep]
     nodes: list[VfioNode]
@@ -199,10 +209,10 @@ class Attachment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def addresses(plugs: Sequence[PlugStep]) -> dict[str, str]:
-    """The guest's address of each function of the host."""
+    """Map the host addresses of functions to their guest addresses."""
     return {plug.host: plug.guest_address for plug in plugs if plug.host}
 
 
 def decode(data: bytes) -> SandboxPlan:
-    """The plan from its JSON."""
+    """Parse a plan from its JSON."""
     return msgspec.json.decode(data, type=SandboxPlan)

@@ -1,7 +1,7 @@
-"""Whether the host's cgroups above a sandbox allow what its virtual machine needs.
+"""Check that the host's cgroups above a sandbox allow what its virtual machine needs.
 
-They are read before anything is started. The kernel would else kill the monitor or QEMU in the middle of the start, and
-nobody could tell why. Only limits count: what others below the same cgroup use now may be gone in a moment.
+They are checked before anything is started. Otherwise the kernel would kill the monitor or QEMU during the start, with
+no hint at the cause. Only limits are checked: the current usage by others below the same cgroup may change at any time.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from hawse.linux.mountinfo import read_text
 from hawse.vm.host_memory import Needs
 
 _MIB = 1024 * 1024
-#: µs in each period: with less than a quarter of a CPU a start takes many times as long (deploy/kubernetes/README.md).
+#: CPUs: with less than a quarter of a CPU, a start takes many times as long (deploy/kubernetes/README.md).
 _LEAST_CPU = 0.25
 _OVERHEAD = "for a Kubernetes pod by an `overhead` of its RuntimeClass"
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The file of a cgroup, and what it allows."""
+    """A limit: the path of the cgroup file, and its value."""
 
     path: str
     value: float
@@ -31,8 +31,11 @@ class Limit:
 
 @dataclass(frozen=True)
 class Allowed:
-    """The least of the limits of the cgroups above, None for none. Memory in bytes: beyond ``memory`` the kernel kills,
-    beyond ``high`` it slows down. ``cpus`` is CPU time in that time."""
+    """The lowest limits of the cgroups above a sandbox, None for no limit.
+
+    ``memory`` and ``high`` are in bytes: above ``memory`` the kernel kills processes, above ``high`` it slows them
+    down. ``cpus`` is CPU time per elapsed time.
+    """
 
     memory: Limit | None = None
     high: Limit | None = None
@@ -41,11 +44,11 @@ class Allowed:
 
 
 def check(allowed: Allowed, needs: Needs) -> list[str]:
-    """What to warn of. Raises :class:`HostError` where the start would fail for certain."""
+    """Compare limits and needs. Returns warnings. Raises :class:`HostError` if the start would certainly fail."""
     if allowed.memory is not None and allowed.memory.value < needs.start_mib * _MIB:
         raise HostError(
             f"{allowed.memory.path} allows {_mib(allowed.memory)} MiB, and the virtual machine needs "
-            f"{needs.start_mib} MiB before its containers use any",
+            f"{needs.start_mib} MiB before its containers use memory",
             hint=f"raise that limit, {_OVERHEAD}, as in deploy/kubernetes/runtimeclass.yaml",
         )
     if allowed.tasks is not None and allowed.tasks.value < needs.tasks:
@@ -58,13 +61,13 @@ def check(allowed: Allowed, needs: Needs) -> list[str]:
     if allowed.memory is not None and allowed.memory.value < needs.full_mib * _MIB:
         warnings.append(
             f"{allowed.memory.path} allows {_mib(allowed.memory)} MiB, and the virtual machine needs {needs.full_mib} "
-            f"MiB when its containers use all that they may: the host's kernel then kills it [raise that limit, "
+            f"MiB when its containers use all their memory: the host kernel then kills it [raise that limit, "
             f"{_OVERHEAD}]"
         )
     if allowed.high is not None and allowed.high.value < needs.start_mib * _MIB:
         warnings.append(
             f"{allowed.high.path} is {_mib(allowed.high)} MiB, and the virtual machine needs {needs.start_mib} MiB "
-            f"before its containers use any: the host's kernel slows it down [raise that limit, {_OVERHEAD}]"
+            f"before its containers use memory: the host kernel slows it down [raise that limit, {_OVERHEAD}]"
         )
     if allowed.cpus is not None and allowed.cpus.value < _LEAST_CPU:
         warnings.append(
@@ -75,23 +78,23 @@ def check(allowed: Allowed, needs: Needs) -> list[str]:
 
 
 def read(path: str, *, mountinfo: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup") -> Allowed:
-    """The limits of the cgroups above ``path``: hawse sets those of that one.
+    """The lowest limits of the cgroups above ``path``. Those of ``path`` itself are not read, since hawse sets them.
 
-    A sandbox without a path stays in the cgroup of this process, of which ``own`` tells (cgroups(7)).
+    A sandbox without a path stays in the cgroup of this process, which the file ``own`` names (cgroups(7)).
     """
-    found: dict[str, list[Limit]] = {}
+    limits: dict[str, list[Limit]] = {}
     for hierarchy, directory in above(path and posixpath.dirname(path), mountinfo=mountinfo, own=own):
         for name, (file, unit) in _FILES[hierarchy.version].items():
             value = _read(f"{directory}/{file}", unit)
             if value is not None:
-                found.setdefault(name, []).append(Limit(f"{directory}/{file}", value))
-    return Allowed(**{name: min(limits, key=lambda limit: limit.value) for name, limits in found.items()})
+                limits.setdefault(name, []).append(Limit(f"{directory}/{file}", value))
+    return Allowed(**{name: min(values, key=lambda limit: limit.value) for name, values in limits.items()})
 
 
 def above(
     path: str, *, mountinfo: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup"
 ) -> Iterator[tuple[Hierarchy, str]]:
-    """The directories of a cgroup and of those above it, with their hierarchy, the lowest first."""
+    """The directories of a cgroup and of its ancestors in each hierarchy, the cgroup itself first."""
     mounted = hierarchies(read_text(mountinfo))
     paths = {} if path else _paths(own)
     for hierarchy in mounted:
@@ -105,9 +108,11 @@ def above(
 
 
 def default_parent(*, mountinfo: str = "/proc/self/mountinfo", own: str = "/proc/self/cgroup") -> str:
-    """The path below which a container without a cgroup path gets its cgroup, as runc has it: in version 1 this
-    process's own cgroup, of the controller cpuset; in version 2 the one above it, since a cgroup with processes cannot
-    have others below it with limits (Linux Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
+    """The parent of the cgroup of a container without a cgroup path, as in runc.
+
+    In version 1 it is this process's cgroup of the controller cpuset. In version 2 it is the parent of this process's
+    cgroup, since a cgroup with processes cannot contain cgroups with limits (Linux
+    Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint").
     """
     mounted = hierarchies(read_text(mountinfo))
     paths = _paths(own)
@@ -117,7 +122,7 @@ def default_parent(*, mountinfo: str = "/proc/self/mountinfo", own: str = "/proc
     return posixpath.dirname(paths.get("", "/"))
 
 
-#: Files by what they limit, with the file of a quota's period where it has one.
+#: By version and field of :class:`Allowed`: the cgroup file, and the file with a quota's period, "" for none.
 _FILES = {
     1: {
         "memory": ("memory.limit_in_bytes", ""),
@@ -134,15 +139,15 @@ _FILES = {
 
 
 def _paths(own: str) -> dict[str, str]:
-    """A process's path in each hierarchy, by its controllers, sorted; "" for version 2."""
+    """A process's cgroup path in each hierarchy, by the sorted names of its controllers; "" is version 2."""
     with open(own) as file:
         lines = [line.rstrip("\n").split(":", 2) for line in file]
-    # One above the root of this process's cgroup namespace begins with "..", and cannot be found from here.
+    # A path outside this process's cgroup namespace begins with "..": its directory is not visible here.
     return {",".join(sorted(names.split(","))): path for _, names, path in lines if not path.startswith("/..")}
 
 
 def _read(path: str, period: str) -> float | None:
-    """What a file allows: a number, or two of which the first is for each of the second, or of the file ``period``."""
+    """Read a number, or a quota divided by the period in the same file or in ``period``; None for no limit."""
     try:
         with open(path) as file:
             words = file.read(128).split()
@@ -152,7 +157,7 @@ def _read(path: str, period: str) -> float | None:
         numbers = [int(word) for word in words]
         return None if numbers[0] < 0 else numbers[0] / (numbers[1] if len(numbers) > 1 else 1)
     except (OSError, ValueError, LookupError, ZeroDivisionError):
-        return None  # it is not there, or says "max"
+        return None  # it does not exist, or contains "max"
 
 
 def _mib(limit: Limit) -> int:

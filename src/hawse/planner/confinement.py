@@ -10,21 +10,21 @@ from hawse.notes import Note, warning
 from hawse.plan.model import JailPlan
 from hawse.vm import nvme_disks
 
-#: The capabilities that a jail is made with.
+#: The capabilities needed to create a jail.
 _NEEDED = ("CHOWN", "KILL", "SETGID", "SETUID", "SETPCAP", "SYS_CHROOT", "SYS_ADMIN", "MKNOD")
 
 
 def plan_jail(
     config: Config, *, share: str, filters: bool, status: str = "/proc/self/status"
 ) -> tuple[JailPlan | None, list[Note]]:
-    """The plan of QEMU's jail, None with a warning if QEMU is not confined. ``filters``: QEMU was built with -sandbox.
+    """Plan QEMU's jail; None if QEMU is not confined. Also returns warnings. ``filters``: QEMU supports -sandbox.
 
     Raises :class:`HostError` if the configuration requires a jail and none is possible.
     """
     if config.vm.confine == "off":
         return None, []
     users = user_ids(config.vm.users)
-    assert users is not None, "checked when it was read"
+    assert users is not None, "checked when the configuration was read"
     try:
         directory = jail_tree(config, share=share, status=status)
     except HostError as error:
@@ -35,7 +35,7 @@ def plan_jail(
                 evidence=error.evidence,
             ) from None
         return None, [warning(f"QEMU is not confined: {error.sentence()}")]
-    # An emulated NVMe may be attached to any sandbox; without one QEMU has nothing to write.
+    # An emulated NVMe disk may be attached to any sandbox; without one, QEMU writes no files.
     has_disks = any("nvme" in models for models in config.emulated.values())
     plan = JailPlan(
         tree=directory,
@@ -49,16 +49,16 @@ def plan_jail(
 
 
 def jail_tree(config: Config, *, share: str, status: str = "/proc/self/status") -> str:
-    """The directory of QEMU's files. Raises :class:`HostError` saying why QEMU cannot be confined here."""
+    """The directory of QEMU's files. Raises :class:`HostError` with the reason if QEMU cannot be confined."""
     if share == "9p":
         remedy = 'set vm.share = "auto"' if config.vm.share == "9p" else "install the package with virtiofsd"
-        raise HostError("with 9p QEMU itself gives files their owners, as root", hint=remedy)
+        raise HostError("with 9p, QEMU sets the owners of files itself, and must run as root", hint=remedy)
     if missing := missing_capabilities(status):
-        raise HostError(f"hawse lacks {', '.join(missing)}", hint="give its service these capabilities")
+        raise HostError(f"hawse lacks {', '.join(missing)}", hint="grant these capabilities to its service")
     return tree.obtain(config.vm.qemu, cache=config.image.cache)
 
 
 def missing_capabilities(status: str) -> list[str]:
-    """The capabilities that a jail is made with and that this process lacks."""
+    """The capabilities needed to create a jail that this process lacks."""
     effective = capabilities.effective(status)
     return [f"CAP_{name}" for name in _NEEDED if not effective >> capabilities.NUMBERS[name] & 1]

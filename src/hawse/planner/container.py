@@ -1,4 +1,4 @@
-"""The plan of one container, from what it asks for and where its devices are plugged."""
+"""Create the plan of one container from its request and the plug steps of its devices."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ def container_plan(
     cgroup: CgroupPlan,
     notify: str,
 ) -> tuple[ContainerPlan, list[Note]]:
-    """``notify`` is the caller's NOTIFY_SOCKET, "" for none. Raises HostError and ImageError."""
+    """Create the plan; also returns notes for the log.
+
+    ``notify`` is the caller's NOTIFY_SOCKET, "" for none. Raises HostError and ImageError.
+    """
     guest, devices = request.guest, request.devices
     notes = [describe(step, asked=request.options.addresses_asked) for step in plugs]
     with noted(notes):
@@ -79,7 +82,7 @@ def container_plan(
 
 
 def _with_addresses(spec: Document, plugs: Sequence[PlugStep]) -> tuple[Document, list[Note]]:
-    """The specification with the guest's PCI addresses in the environment, and what keeps the host's."""
+    """Translate PCI addresses in the environment to the guest's; also returns warnings about untranslated addresses."""
     guest_addresses, process = addresses(plugs), process_of(spec)
     environment = process.get("env") or ()
     texts = [
@@ -91,7 +94,7 @@ def _with_addresses(spec: Document, plugs: Sequence[PlugStep]) -> tuple[Document
 
 
 def oom_score_of(spec: Document) -> int:
-    """That of the container's processes: under runc they have the caller's if the specification has none."""
+    """The oom_score_adj of the container's processes; the caller's if the specification sets none, as in runc."""
     value = process_of(spec).get("oomScoreAdj")
     return oom_score.read() if value is None else int(value)
 
@@ -99,10 +102,11 @@ def oom_score_of(spec: Document) -> int:
 def cgroup_of(
     bundle: Bundle, name: str, *, systemd: bool, of_vm: HostLimits | None = None, pod: bool = False
 ) -> CgroupPlan:
-    """The container's cgroup on the host. ``of_vm`` are the limits of the VM, for the first container of a sandbox.
+    """Plan the container's cgroup on the host. ``of_vm`` are the limits of the VM, for the first container of a
+    sandbox.
 
-    Containers that join a ``pod`` may ask for CPUs, which the cgroup of the VM then gets: it has one in any case.
-    Raises :class:`ConfigError`.
+    The VM of a ``pod`` always gets a cgroup: containers that join it later may request CPUs, which this cgroup then
+    gets. Raises :class:`ConfigError`.
     """
     resources = (bundle.raw.get("linux") or {}).get("resources") or {}
     path = bundle.spec.linux.cgroups_path if bundle.spec.linux else ""

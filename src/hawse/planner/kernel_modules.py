@@ -1,4 +1,4 @@
-"""Kernel modules that the guest's kernel may ask for: beside the image, and in the first container's share."""
+"""Kernel modules that the guest kernel may load. They are files of the image, shared with the first container."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hawse.errors import ConfigError, ImageError
 from hawse.oci.guest.share import Share
 from hawse.vm.image import store
 
-#: Below the first container's part of the share, which is there for as long as the sandbox.
+#: Its name below the first container's part of the share, which exists as long as the sandbox.
 SHARE = "modules"
 
 
@@ -21,14 +21,14 @@ def find_image(config: Config) -> store.Image:
 
 
 def modules_share(kernel: str) -> Share:
-    """The modules of the image whose kernel has this path, as the guest gets them."""
+    """The share with the modules of the image that has its kernel at this path."""
     source = os.path.join(os.path.dirname(kernel), store.MODULES)
     return Share(name=SHARE, source=source, is_dir=True, readonly=True)
 
 
 def check_loaded(names: Sequence[str], directory: str) -> None:
-    """Raise :class:`ConfigError` for names of ``vm.load_modules`` that are neither among the modules of an image nor
-    built into its kernel, and :class:`ImageError` for a damaged image."""
+    """Raise :class:`ConfigError` for names in ``vm.load_modules`` that are neither modules of the image nor built into
+    its kernel, and :class:`ImageError` for a damaged image."""
     if not names:
         return
     known = set()
@@ -43,6 +43,6 @@ def check_loaded(names: Sequence[str], directory: str) -> None:
     missing = [name for name in names if store.module_name(name) not in known]
     if missing:
         raise ConfigError(
-            f"vm.load_modules: {', '.join(missing)}: not among the modules beside the guest image",
+            f"vm.load_modules: {', '.join(missing)}: not among the modules of the guest image",
             hint="add it to image.extra_modules, then `hawse image build`",
         )

@@ -24,21 +24,21 @@ from hawse.vm.ports import PortPlan, plan_ports
 from hawse.vm.size import Limits, host_size, machine_size
 
 #: Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower.
-#: Podman gives up a creation after 240 s without a reason (libpod/define/config.go, ContainerCreateTimeout): hawse's
-#: own limit is less, so that its error comes first.
+#: Podman aborts a creation after 240 s without a reason (libpod/define/config.go, ContainerCreateTimeout). hawse's
+#: limit is lower, so that users see its error.
 _BOOT = {"kvm": 30.0, "tcg": 180.0}
 _DEVICE = {"kvm": 15.0, "tcg": 120.0}
 
 
 def ask_qemu(config: Config) -> Capabilities:
-    """What the configured QEMU can do. Raises HostError or VmError."""
+    """The capabilities of the configured QEMU. Raises HostError or VmError."""
     return capabilities.ask(config.vm.qemu, directory=config.image.cache)
 
 
 def plan_machine(
     config: Config, groups: Sequence[Group], ports: PortPlan | None = None, *, size: tuple[int, int] | None = None
 ) -> tuple[MachinePlan, list[Note]]:
-    """The VM for these groups, and its template. ``size``: MiB and CPUs, None for the configuration's.
+    """Plan the VM for these groups, and its template. ``size``: MiB and CPUs, None for those of the configuration.
 
     Raises ConfigError, HostError or ImageError.
     """
@@ -100,7 +100,7 @@ def _acceleration(config: Config, kernel: str) -> tuple[str, list[Note]]:
             0,
             warning(
                 "guests run under QEMU's TCG, which QEMU does not consider a security boundary, since KVM cannot be "
-                f'used: {chosen.reason} [set vm.accel = "kvm" to refuse that, or "tcg" to end this warning]'
+                f'used: {chosen.reason} [set vm.accel = "kvm" to forbid TCG, or "tcg" to disable this warning]'
             ),
         )
     return chosen.name, notes
@@ -112,7 +112,7 @@ def _share(config: Config, qemu: Capabilities) -> tuple[str, str, list[Note]]:
     if share in ("auto", "virtiofs"):
         program = virtiofsd.find(config.vm.virtiofsd) if "vhost-user-fs-pci" in qemu.devices else ""
         if share == "virtiofs" and not program:
-            raise HostError("no virtiofsd was found", hint="install the package virtiofsd, or set vm.share to 9p")
+            raise HostError("virtiofsd is not installed", hint="install the package virtiofsd, or set vm.share to 9p")
         share = "virtiofs" if program else "9p"
         if share == "9p":
             notes.append(warning(virtiofsd.MISSING))
@@ -124,23 +124,23 @@ def _share(config: Config, qemu: Capabilities) -> tuple[str, str, list[Note]]:
 
 
 def _template(machine: MachinePlan, config: Config, version: str) -> tuple[Template | None, list[Note]]:
-    """The VM's template and whether it is usable; None where templates must not be used here."""
+    """The VM's template and whether it is usable; None if templates must not be used here. Also returns notes."""
     cache, max_age = config.image.cache, config.template.max_age_hours * 3600
     digest = templates.digest_of(machine.shape, version=version)
     notes: list[Note] = []
-    found = None
+    template = None
     try:
         templates.is_ours(cache)
     except HostError as error:
         return None, [warning(f"this start is a cold one: {error.sentence()}")]
     try:
-        found = templates.find(cache, digest)
+        template = templates.find(cache, digest)
     except HostError as error:
         notes.append(warning(f"this start is a cold one: {error.sentence()}"))
-    if found is not None and max_age and not 0 <= time.time() - found.created <= max_age:
-        text = f"the template {digest[:12]} is older than template.max_age_hours: this start replaces it"
+    if template is not None and max_age and not 0 <= time.time() - template.created <= max_age:
+        text = f"the template {digest[:12]} is older than template.max_age_hours; this start replaces it"
         notes.append(debug(text))
-        found = None
-    if found is not None:
-        templates.touch(found)
-    return Template(cache=cache, digest=digest, usable=found is not None), notes
+        template = None
+    if template is not None:
+        templates.touch(template)
+    return Template(cache=cache, digest=digest, usable=template is not None), notes

@@ -9,7 +9,7 @@ from hawse.oci.process.notify_socket import VARIABLE, Notify, in_mounts
 
 
 def find_notified(bundle: Bundle, caller: str) -> tuple[Notify | None, list[Note]]:
-    """The host's socket, and what to log. ``caller``: the NOTIFY_SOCKET of the container's creator, "" for none."""
+    """Return the host's socket or None, and notes. ``caller``: the creator's NOTIFY_SOCKET, "" for none."""
     process, mounts = bundle.raw["process"], bundle.raw.get("mounts") or ()
     socket = Notify(host=caller, caller=True) if caller else in_mounts(process, mounts, bundle=bundle.path)
     why = problem(socket) if socket is not None else ""
@@ -24,5 +24,5 @@ def unheard(address: str, why: str) -> str:
     """The warning for a caller's socket that cannot be reached."""
     return (
         f"{VARIABLE}: {address[:200]}: {why}: the container's notifications are lost "
-        "[it names the service manager's socket; unset it where there is none]"
+        "[set it to the service manager's socket, or unset it]"
     )

@@ -1,4 +1,4 @@
-"""What a container asks for, read from its bundle and checked on this host, before it is decided where things go."""
+"""Read what a container requests from its bundle, and check it on this host, before its devices are placed."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ Fit = Callable[[Sequence[Group], DeviceOptions, str], object]
 
 @dataclass(frozen=True)
 class ContainerRequest:
-    """``hugepages`` are (KiB of a page, count) that the guest reserves for the container, and ``vm_hugepages`` those
-    that a VM made for it must have memory for. ``role`` is the container's in its pod (:mod:`hawse.oci.pods`)."""
+    """What a container requests.
+
+    ``hugepages`` are pairs of page size in KiB and count that the guest reserves for the container; ``vm_hugepages``
+    are those that a new VM for it needs memory for. ``role`` is its role in a pod (:mod:`hawse.oci.pods`).
+    """
 
     guest: GuestPlan
     devices: DeviceSelection
@@ -41,14 +44,17 @@ class ContainerRequest:
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """The VFIO groups that it asks for."""
+        """The VFIO groups that the container requests."""
         return self.devices.request.groups
 
 
 def read_request(
     bundle: Bundle, config: Config, fit: Fit, *, name: str, present: Collection[int] = ()
 ) -> ContainerRequest:
-    """``present`` are the groups that the VM has already. Raises ConfigError, DeviceError and HostError."""
+    """Read and check the request. ``present`` are the groups that the VM already has.
+
+    Raises ConfigError, DeviceError and HostError.
+    """
     annotations = bundle.spec.annotations or {}
     check_lists(bundle)
     role, _ = read_role(annotations, bundle.process.args)

@@ -1,6 +1,6 @@
-"""The two plans of the command: a sandbox with its first container, and a container that joins a sandbox.
+"""Create the plan of a sandbox with its first container, and of a container that joins a sandbox.
 
-All checks of the host are made here, and nothing on the host is changed.
+Planning includes all checks of the host, and changes nothing on the host.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ from hawse.vm import nvme_disks
 from hawse.vm.ports import MIB, PortPlan, Slot, place, plan_ports
 from hawse.vm.size import host_size, machine_size
 
-#: A pod's VM: ports for the groups of all its containers, and of those the ones for groups of several functions.
+#: The ports of a pod's VM for the groups of all its containers, and how many of them accept groups of several
+#: functions.
 POD_PORTS, POD_BRIDGES = 16, 2
 
 
 def plan_sandbox(
     bundle: Bundle, config: Config, *, name: str, timeline: str = "", systemd: bool = False, notify: str = ""
 ) -> tuple[SandboxPlan, list[Note]]:
-    """The plan of a sandbox and its first container, and what to log.
+    """Plan a sandbox and its first container; also returns notes for the log.
 
-    ``timeline`` is the file for its start's trace, ``notify`` the caller's NOTIFY_SOCKET. Raises ConfigError,
-    DeviceError, ImageError or HostError: every fault that shows before QEMU starts.
+    ``timeline`` is the file for the trace of its start, ``notify`` the caller's NOTIFY_SOCKET. Raises ConfigError,
+    DeviceError, ImageError or HostError for every fault that can be detected before QEMU starts.
     """
 
     def fit(groups: Sequence[Group], options: DeviceOptions, role: str) -> PortPlan:
@@ -92,7 +93,7 @@ def plan_sandbox(
 def plan_container(
     bundle: Bundle, config: Config, room: Room, *, name: str, systemd: bool = False, notify: str = ""
 ) -> tuple[ContainerPlan, list[Note]]:
-    """The plan of a container that joins a sandbox whose VM has this room. Raises as :func:`plan_sandbox`."""
+    """Plan a container that joins a sandbox with this capacity. Raises as :func:`plan_sandbox`."""
     present = {plug.group for plug in room.plugs}
     plain = {port.takes_at for port in room.spares if not port.bridge}
 
@@ -109,7 +110,7 @@ def plan_container(
     groups, options, notes = request.groups, request.options, list(request.notes)
     with noted(notes):
         if options.cold and groups:
-            text = "devices.plug is cold, but the virtual machine of the pod runs: its devices are plugged hot"
+            text = "devices.plug is cold, but the pod's virtual machine already runs: the devices are hot-plugged"
             notes.append(warning(text))
         slots = fit(groups, options, request.role)
         room.check_disks(request.devices.others.disks, groups=len({slot.bus for slot in slots if slot.bus in plain}))
@@ -132,7 +133,7 @@ def plan_container(
 
 
 def _ports(config: Config, groups: Sequence[Group], options: DeviceOptions, role: str, *, disks: int = 0) -> PortPlan:
-    """The ports of a new VM. The devices of a pod come with its containers, when its VM runs."""
+    """The ports of a new VM. A pod's devices are plugged with its containers, while its VM runs."""
     shapes = [shape(group, keep_address=options.keep_addresses) for group in groups]
     if role != SANDBOX:
         return plan_ports(shapes, disks=disks)
@@ -143,7 +144,7 @@ def _ports(config: Config, groups: Sequence[Group], options: DeviceOptions, role
 def _cgroup(bundle: Bundle, config: Config, machine: MachinePlan, *, name: str, systemd: bool, pod: bool) -> CgroupPlan:
     """The cgroup of a new VM and its first container. Raises ConfigError and HostError."""
     memory_mib = machine.shape.memory_mib
-    # Disks that a later container of the pod or an attach may bring count, too.
+    # Include disks that a later container of the pod or an attach may add.
     disk_mib = nvme_disks.total_mib(model for models in config.emulated.values() for model in models)
     of_vm = vm_limits(memory_mib + disk_mib, config.vm.overhead_mib)
     cgroup = cgroup_of(bundle, name, systemd=systemd, of_vm=of_vm, pod=pod)
@@ -153,7 +154,7 @@ def _cgroup(bundle: Bundle, config: Config, machine: MachinePlan, *, name: str, 
 
 
 def _plug_cold(machine: MachinePlan, plugs: Sequence[PlugStep]) -> tuple[MachinePlan, list[PlugStep]]:
-    """A VM that starts with its devices. It has no template, which would contain them."""
+    """Start the VM with its devices plugged. It gets no template, since a template would contain the devices."""
     cold = [command for step in plugs for command in step.commands]
     started = replace(machine, shape=dataclasses.replace(machine.shape, cold=cold), template=None)
     return started, [replace(step, cold=True) for step in plugs]

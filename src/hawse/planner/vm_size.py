@@ -1,4 +1,4 @@
-"""How large the virtual machine of a bundle has to be, and whether this host and its cgroups allow it."""
+"""The size that a bundle's virtual machine needs, and whether this host and its cgroups allow it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pages = tuple[tuple[int, int], ...]
 
 
 def check_lists(bundle: Bundle) -> None:
-    """Raise :class:`ConfigError` for a list of CPUs or memory nodes that is none, or that is not this host's."""
+    """Raise :class:`ConfigError` for a list of CPUs or memory nodes that is invalid or not available on this host."""
     resources = bundle.spec.linux.resources if bundle.spec.linux else None
     cpu = resources.cpu if resources else None
     for field, text, kind in (("cpus", cpu.cpus, "cpu"), ("mems", cpu.mems, "node")) if cpu else ():
@@ -26,8 +26,10 @@ def check_lists(bundle: Bundle) -> None:
 
 
 def limits_of(bundle: Bundle, *, role: str, hugepages: Pages = ()) -> Limits:
-    """What the container, and where it is a pod's sandbox all of the pod's containers, may use. ``hugepages``: those
-    that the machine must have room for. The list of CPUs has been checked."""
+    """The limits of the container, or of all the pod's containers if it is a pod's sandbox.
+
+    ``hugepages`` are those that the VM needs memory for. The list of CPUs must have been checked.
+    """
     pod = pod_limits(bundle.spec.annotations or {}) if role == SANDBOX else Limits()
     resources = bundle.spec.linux.resources if bundle.spec.linux else None
     memory = resources.memory if resources else None
@@ -44,10 +46,10 @@ def limits_of(bundle: Bundle, *, role: str, hugepages: Pages = ()) -> Limits:
 def check_size(
     machine: MachinePlan, limits: Limits, cgroup: CgroupPlan, *, hugepages: Pages, overhead_mib: int
 ) -> list[str]:
-    """Whether the host and its cgroups allow what the machine needs; what to warn of. ``hugepages``: those that the
-    guest reserves for its first container. ``overhead_mib`` is the configuration's.
+    """Check that the host and its cgroups allow what the VM needs. Returns warnings.
 
-    Raises :class:`ConfigError` and :class:`HostError`.
+    ``hugepages`` are those that the guest reserves for its first container. ``overhead_mib`` is the value of the
+    configuration. Raises :class:`ConfigError` and :class:`HostError`.
     """
     shape = machine.shape
     needs = needs_of(
@@ -59,8 +61,8 @@ def check_size(
     )
     if 0 < overhead_mib < needs.host_mib:
         raise ConfigError(
-            f"configuration: vm.overhead_mib is {overhead_mib}, and QEMU and the programs beside it may need "
-            f"{needs.host_mib} MiB beside the memory of the virtual machine",
+            f"configuration: vm.overhead_mib is {overhead_mib}, and QEMU and its helpers may need {needs.host_mib} MiB "
+            "in addition to the memory of the virtual machine",
             hint=f"set it to {needs.host_mib} or more, or to 0 for no limit",
         )
     warnings = []
@@ -69,8 +71,8 @@ def check_size(
     if max(left, 0) * MIB < limits.memory < host_mib * MIB:
         warnings.append(
             f"linux.resources.memory.limit: {limits.memory // MIB} MiB are more than the virtual machine has for its "
-            f"containers: {max(left, 0)} MiB of {shape.memory_mib} MiB [this host has no more memory for it: lower "
-            "the limit]"
+            f"containers: {max(left, 0)} MiB of {shape.memory_mib} MiB [lower the limit: this host does not have more "
+            "memory for the VM]"
         )
     if shape.memory_mib > host_mib:
         warnings.append(

@@ -1,29 +1,29 @@
-"""The number of the interface between commands and monitors, so that one can tell that the other is of another version.
+"""The version number of the interface between commands and monitors. Standard library only: hot verbs use this.
 
-A monitor lives as long as its sandbox. After an update of hawse, commands of the new version meet monitors of the old
-one. The monitor has the number in its lock file, which is that of each container that has joined it, too: a command
-compares it before it asks. Standard library only: hot verbs use this.
+A monitor lives as long as its sandbox, so after an update of hawse, commands of the new version meet monitors of the
+old one. A monitor writes the number to its lock file, to which the directory of each joined container links. A command
+compares it with its own number before it sends a request.
 """
 
 from __future__ import annotations
 
 from hawse.version import VERSION
 
-#: To be raised with each change of a message between a command and a monitor that the other version would not
-#: understand: a method, its parameters, its answer.
+#: Increment it with each incompatible change of a message between commands and monitors: of a method, its parameters or
+#: its answer.
 INTERFACE = 1
-#: Methods that are the same in every version, parameters and answers included: what has been started can be ended.
+#: Methods whose parameters and answers never change, so that every version can end the sandboxes of all others.
 ALWAYS = ("kill", "delete")
 _MAX_VERSION = 40
 
 
 def to_text() -> bytes:
-    """What the lock file of a monitor of this version has."""
+    """The content of the lock file of a monitor of this version."""
     return f"{INTERFACE} {VERSION}\n".encode()
 
 
 def from_text(text: bytes) -> tuple[int, str]:
-    """Number and version of hawse; 0 and "" for a monitor that was older than the number."""
+    """Parse the interface number and the version of hawse; 0 and "" for a monitor that wrote no number."""
     number, _, version = text.partition(b"\n")[0].partition(b" ")
     if not number.isdigit() or len(number) > 9:
         return 0, ""
@@ -31,7 +31,7 @@ def from_text(text: bytes) -> tuple[int, str]:
 
 
 def obstacle(method: str, monitor: tuple[int, str]) -> str:
-    """Why a command of this version cannot ask that of a monitor; "" where it can. Pure."""
+    """The reason why a command of this version cannot call a method of a monitor; "" if it can. Pure."""
     number, version = monitor
     if number == INTERFACE or method in ALWAYS:
         return ""

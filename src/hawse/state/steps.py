@@ -1,7 +1,8 @@
-"""When each step of a sandbox's life began and ended: ``steps.json`` in its directory, seconds of CLOCK_MONOTONIC.
+"""Record when the steps of a sandbox began and ended, in ``steps.json`` in its directory, in seconds of
+CLOCK_MONOTONIC.
 
-The clock is one for all processes of the host, so the command line's and the monitor's entries stand in one list; the
-guest's are moved onto it. A lane holds steps that follow each other or contain each other; other lanes overlap it.
+All processes of the host share this clock, so the steps of the command and of the monitor are in one list. The times of
+the guest's steps are converted to it. The steps of one lane follow or contain each other; different lanes may overlap.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ Step = tuple[str, str, float, float]
 
 
 class Steps:
-    """Collects steps, and writes them at the moments that matter."""
+    """Collects steps, and writes them to a file when :meth:`save` is called."""
 
     def __init__(self, path: str, before: list[Step]) -> None:
         self._path = path
@@ -46,7 +47,7 @@ class Steps:
 
     @contextmanager
     def span(self, lane: str, name: str) -> Iterator[None]:
-        """The block is a step, whether it succeeds or fails."""
+        """Record the block as a step, whether it succeeds or fails."""
         began = time.monotonic()
         try:
             yield
@@ -54,18 +55,18 @@ class Steps:
             self.add(lane, name, began, time.monotonic())
 
     def add(self, lane: str, name: str, began: float, ended: float) -> None:
-        """Note a step."""
+        """Record a step."""
         self.done.append((lane, name, began, ended))
 
     def add_guest(self, steps: Sequence[GuestStep], *, offset: float) -> None:
-        """Note the guest's steps, each on a lane of its own; ``offset`` in seconds moves them onto this clock."""
+        """Record the guest's steps, each on its own lane. ``offset`` in seconds converts times to this clock."""
         for step in steps[:_MOST_OF_GUEST]:
             name = "".join(c for c in step.name[:80] if c.isprintable())
             began, ended = (time_ns / 1e9 + offset for time_ns in (step.began_ns, step.ended_ns))
             self.add(f"in the guest: {name}", name, began, max(began, ended))
 
     def save(self) -> None:
-        """Write the file; it is evidence only, so a full disk stops nothing."""
+        """Write the file. Errors such as a full disk are ignored, since the file is only for diagnosis."""
         try:
             with open(self._path, "w") as file:
                 json.dump(self.done, file)
@@ -74,7 +75,7 @@ class Steps:
 
 
 def process_start() -> float:
-    """When this process was started, to a clock tick (proc(5), stat field 22, since boot as CLOCK_MONOTONIC is)."""
+    """The start of this process in seconds since boot, precise to a clock tick (proc(5), stat field 22)."""
     with open("/proc/self/stat", "rb") as file:
         ticks = int(file.read().rpartition(b")")[2].split()[19])
     return ticks / os.sysconf("SC_CLK_TCK")

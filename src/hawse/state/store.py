@@ -1,9 +1,13 @@
-"""The state of a sandbox on disk. Standard library only: the hot verbs answer from here.
+"""The state of a sandbox on disk. Standard library only: hot verbs use this.
 
-``<root>/<id>/`` (mode 0700) holds ``state.json``, replaced by rename and written by the monitor alone, ``lock``, held
-by the monitor for as long as it lives and with its version in it, ``monitor.sock``, ``console.log``, ``monitor.log``,
-``qmp.log`` and ``share/``. That of a container that has joined a sandbox has its state, and links to the sandbox's
-``lock`` and ``monitor.sock``.
+The directory ``<root>/<id>/`` (mode 0700) contains:
+
+- ``state.json``, which only the monitor writes; it is replaced by a rename;
+- ``lock``, which the monitor holds as long as it lives, and which contains its version;
+- ``monitor.sock``, ``console.log``, ``monitor.log``, ``qmp.log`` and ``share/``.
+
+The directory of a container that joined a sandbox contains its state, and links to the sandbox's ``lock`` and
+``monitor.sock``.
 """
 
 from __future__ import annotations
@@ -22,29 +26,30 @@ from hawse.state import interface
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
 if TYPE_CHECKING:
-    from typing import Any
+    from hawse.json_text import Document
 
-    State = dict[str, Any]
+    #: The content of state.json: the state that runc prints, with fields of hawse.
+    State = Document
 
 DEFAULT_ROOT = "/run/hawse"
-#: The annotation of a state that has the names of each function in the guest, where a driver of the guest has it.
-#: JSON, by the function's address on the host, or in the guest for an emulated one.
+#: The annotation of a state with the names in the guest of functions that a driver of the guest kernel uses. JSON, by
+#: the address of the function on the host, or in the guest for an emulated function.
 GUEST_DEVICES = "hawse.guest-devices"
 CREATING, CREATED, RUNNING, PAUSED, STOPPED = "creating", "created", "running", "paused", "stopped"
 
 
 def check_id(name: str) -> str:
-    """The id itself; raises :class:`UsageError` in runc's words (libcontainer/factory_linux.go, validateID)."""
+    """Return a valid id; raises :class:`UsageError` with runc's message (libcontainer/factory_linux.go, validateID)."""
     if not re.fullmatch(r"[A-Za-z0-9_+.-]{1,255}", name) or name in (".", ".."):
         raise UsageError(
             f"invalid container ID format: {name[:80]!r}",
-            hint="an ID has 1 to 255 letters, digits and characters of _+-. and is neither . nor ..",
+            hint="use 1 to 255 letters, digits and characters of _+-. but not . or ..",
         )
     return name
 
 
 class Store:
-    """The directory of one sandbox."""
+    """The state directory of one sandbox or container."""
 
     def __init__(self, root: str, name: str) -> None:
         self.name = check_id(name)
@@ -52,10 +57,10 @@ class Store:
         self.path = os.path.join(root, name)
 
     def make(self, *, sandbox: Store | None = None) -> None:
-        """Claim the id; raises :class:`StateError` when it is taken.
+        """Create the directory. Raises :class:`StateError` if the id is already used.
 
-        A container that joins a sandbox has links to that one's socket and lock: whoever asks for it asks the same
-        monitor, and it is gone with it.
+        The directory of a container that joins ``sandbox`` gets links to the sandbox's socket and lock: commands for it
+        reach the same monitor, and its state ends with the monitor.
         """
         try:
             os.makedirs(self.root, mode=0o711, exist_ok=True)
@@ -66,14 +71,14 @@ class Store:
         except FileExistsError:
             raise StateError(
                 f"container with given ID already exists: {self.name}",
-                hint=f"choose another, or end it with `hawse delete --force {self.name}`",
+                hint=f"use another ID, or remove the container with `hawse delete --force {self.name}`",
             ) from None
         except OSError as error:
-            hint = "run as root" if os.geteuid() else "give another --root"
-            raise StateError(f"cannot make the state directory {self.path}: {error.strerror}", hint=hint) from None
+            hint = "run as root" if os.geteuid() else "use another --root"
+            raise StateError(f"cannot create the state directory {self.path}: {error.strerror}", hint=hint) from None
 
     def read(self) -> State:
-        """The state as it is now: a monitor or first process that is gone makes it stopped."""
+        """Read the current state. It is stopped if the monitor or the first process has ended."""
         try:
             with open(f"{self.path}/state.json", "rb") as file:
                 state: State = parse(file.read())
@@ -87,8 +92,8 @@ class Store:
             state = {}
         if not isinstance(state, dict) or "status" not in state:
             raise NotFoundError(
-                f"container does not exist: {self.name}: {self.path} is another runtime's",
-                hint="give hawse a --root of its own, or use the runtime that made the container",
+                f"container does not exist: {self.name}: {self.path} belongs to another runtime",
+                hint="use a separate --root for hawse, or the runtime that created the container",
             )
         launched = state["status"] in (CREATED, RUNNING, PAUSED)
         if not self.monitor_lives() or (launched and not alive(state["pid"], state["pidStart"])):
@@ -98,19 +103,19 @@ class Store:
         return state
 
     def write(self, state: State) -> None:
-        """Replace the state; a reader sees the old one or the new one."""
+        """Replace the state atomically: a reader sees the old state or the new one."""
         # The reader refuses NaN and infinities.
         replace_file(f"{self.path}/state.json", json.dumps(state, indent=2, allow_nan=False).encode())
 
     def lock(self) -> int:
-        """Hold the lock until the returned descriptor is closed, by its owner or by the owner's death."""
+        """Take the lock. It is held until the returned descriptor is closed, or the process ends."""
         fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT, 0o600)
-        os.pwrite(fd, interface.to_text(), 0)  # first: the version of a monitor that lives is always known
+        os.pwrite(fd, interface.to_text(), 0)  # before the lock, so that the version of a live monitor is always known
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return fd
 
     def monitor_interface(self) -> tuple[int, str]:
-        """The number of the monitor's interface, and its version of hawse (:mod:`hawse.state.interface`)."""
+        """The interface number of the monitor, and its version of hawse (:mod:`hawse.state.interface`)."""
         try:
             with open(f"{self.path}/lock", "rb") as file:
                 return interface.from_text(file.read(64))
@@ -119,7 +124,7 @@ class Store:
 
     @property
     def has_joined(self) -> bool:
-        """Whether it is in the sandbox of another."""
+        """Whether this container joined the sandbox of another one."""
         return os.path.islink(f"{self.path}/lock")
 
     def monitor_lives(self) -> bool:
@@ -137,10 +142,10 @@ class Store:
         return False
 
     def open_monitor(self, pid: int) -> int:
-        """A descriptor of the monitor's process (pidfd_open(2)), whose pid its state has; -1 where it has ended.
+        """Open the monitor's process (pidfd_open(2)); ``pid`` is from the state. Returns -1 if the monitor has ended.
 
-        The monitor has the lock until its end, and the lock is tested after the descriptor was opened: the descriptor
-        is not one of a process that has got the monitor's pid since.
+        The monitor holds the lock until its end. The lock is tested after the descriptor was opened, so the descriptor
+        cannot be that of a later process with the same pid.
         """
         try:
             fd = os.pidfd_open(pid)
@@ -154,8 +159,8 @@ class Store:
     def remove(self) -> None:
         """Delete the directory and the files in it. Nothing is removed recursively.
 
-        ``share`` and ``jail`` are empty directories: what was mounted there was in the monitor's mount namespace,
-        which has ended. Raises :class:`StateError` where one is not empty; the container's state is still there then.
+        ``share`` and ``jail`` must be empty: their mounts were in the monitor's mount namespace, which has ended.
+        Raises :class:`StateError` if one of them is not empty; the container's state is kept in this case.
         """
         try:
             for point in ("share", "jail"):
@@ -175,7 +180,7 @@ class Store:
         except OSError as error:
             raise StateError(
                 f"container {self.name}: {error.filename} cannot be removed: {error.strerror}",
-                hint="look at what is in there, and remove it by hand",
+                hint="check its content, and remove it by hand",
             ) from None
 
     def _empty(self) -> None:
@@ -187,7 +192,7 @@ _PUBLIC = ("ociVersion", "id", "pid", "status", "bundle", "rootfs", "created", "
 
 
 def public(state: State) -> State:
-    """The state in runc's keys and order (list.go, containerState), and the error for which the VM has ended."""
+    """The state with runc's keys in runc's order (list.go, containerState), and the error with which the VM ended."""
     shown = {key: state[key] for key in _PUBLIC if key in state and (key != "annotations" or state[key])}
     if failure := state.get("failure"):
         shown["failure"] = from_wire(failure).sentence()
@@ -195,9 +200,9 @@ def public(state: State) -> State:
 
 
 def start_time(pid: int) -> int:
-    """When the process started, in clock ticks since boot (proc(5), stat field 22); 0 when there is none.
+    """The start time of a process in clock ticks since boot (proc(5), stat field 22); 0 if it does not exist.
 
-    A pid alone is no name: it may be another process's tomorrow.
+    The pid and the start time together identify a process: a pid is reused.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -208,5 +213,5 @@ def start_time(pid: int) -> int:
 
 
 def alive(pid: int, started: int) -> bool:
-    """Whether that very process still runs."""
+    """Whether the process that started at this time still runs."""
     return started > 0 and start_time(pid) == started

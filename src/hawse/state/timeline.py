@@ -1,4 +1,4 @@
-"""A sandbox's start as a trace for chrome://tracing and Perfetto (their "Trace Event Format", its JSON object form)."""
+"""Write a sandbox's start as a trace for chrome://tracing and Perfetto ("Trace Event Format", JSON object form)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from hawse.state.steps import Step
 
 _MICRO = 1_000_000
 _MAX_BYTES = 16 * 1024 * 1024
-_MAKE = "make one with `hawse run --timeline FILE`"
+_MAKE = "create one with `hawse run --timeline FILE`"
 
 
 def trace(steps: Sequence[Step], *, name: str) -> dict[str, object]:
-    """The trace: one process, a thread for each lane in the order of their beginnings, times from the first step."""
+    """Convert steps to a trace: one process with a thread per lane, ordered by begin; times from the first step."""
     lanes: dict[str, int] = {}
     for lane, _, _, _ in sorted(steps, key=lambda step: step[2]):
         lanes.setdefault(lane, len(lanes) + 1)
@@ -32,7 +32,7 @@ def trace(steps: Sequence[Step], *, name: str) -> dict[str, object]:
 
 
 def write(path: str, steps: Sequence[Step], *, name: str) -> None:
-    """Write the trace, whole or not at all. Nobody waits for it: where that fails, there is none."""
+    """Write the trace atomically. Errors are ignored, since no other step depends on the trace."""
     try:
         replace_file(path, json.dumps(trace(steps, name=name)).encode())
     except OSError:
@@ -40,14 +40,14 @@ def write(path: str, steps: Sequence[Step], *, name: str) -> None:
 
 
 def read(path: str) -> list[Step]:
-    """The steps of a trace, in seconds from its first. Raises :class:`ConfigError` naming what is wrong with it."""
+    """Read the steps of a trace, in seconds from the first one. Raises :class:`ConfigError` with the reason."""
     try:
         with open(path, "rb") as file:
             data = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"timeline {path}: {error.strerror}", hint="give the file that --timeline wrote") from None
     if len(data) > _MAX_BYTES:
-        raise ConfigError(f"timeline {path}: more than {_MAX_BYTES} bytes are no timeline of a sandbox")
+        raise ConfigError(f"timeline {path}: larger than {_MAX_BYTES} bytes, so it is not a sandbox's timeline")
     try:
         events = parse(data)["traceEvents"]
         steps = [
@@ -56,9 +56,9 @@ def read(path: str) -> list[Step]:
             if event["ph"] == "X"
         ]
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"timeline {path}: it is no trace", hint=_MAKE) from None
+        raise ConfigError(f"timeline {path}: not a trace", hint=_MAKE) from None
     if not steps:
-        raise ConfigError(f"timeline {path}: it has no steps", hint=_MAKE)
+        raise ConfigError(f"timeline {path}: the trace contains no steps", hint=_MAKE)
     return steps
 
 

@@ -1,13 +1,13 @@
-"""Having the host's cgroup of a container count that its guest's kernel has killed for want of memory.
+"""Record an OOM kill of the guest kernel in the container's cgroup on the host. Standard library only.
 
-Engines learn of such kills from memory.events of the cgroup that the container's pid is in (containerd's shim and
-conmon watch it), and nothing can write there. But the kernel adds what happens below: a process of ours is killed in a
-child that may have no memory. A cgroup that gives its children controllers has no processes of its own (Linux
-Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"), so for that moment those that are in it are
-in another child. No memory of theirs is limited, moved or counted anew.
+Engines read OOM kills from memory.events of the cgroup that contains the container's pid (containerd's shim and conmon
+watch it). This file cannot be written, but its counters include events in child cgroups. So hawse starts a process in a
+child cgroup whose memory limit is zero, and the kernel kills it. A cgroup that enables controllers for its children
+must not contain processes (Linux Documentation/admin-guide/cgroup-v2.rst, "No Internal Process Constraint"), so its
+processes are moved to another child meanwhile. Their memory is neither limited nor charged again.
 
-Version 1 tells the cgroup whose limit was reached and those below it, never one above (mm/memcontrol-v1.c,
-mem_cgroup_oom_notify()): there it would take a limit on the virtual machine itself. Standard library only.
+In version 1 the kernel notifies the cgroup whose limit was reached and its children, but not its parents
+(mm/memcontrol-v1.c, mem_cgroup_oom_notify()): the method would need a limit on the virtual machine itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from contextlib import ExitStack, suppress
 from hawse.linux.files import read_attribute, write_attribute
 
 MEMBERS, VICTIM = "hawse-members", "hawse-oom"
-#: What may be left of a recording whose process was killed, below a container's cgroup.
+#: Child cgroups that may be left over if the recording process was killed.
 LEFT = (VICTIM, MEMBERS)
 _SECONDS = 10.0
 _ROUNDS = 100
-#: Ready, then told to, it takes memory; told nothing, it ends.
+#: It writes a byte when it is ready, and allocates memory after it has read a byte. At the end of input it exits.
 _PROGRAM = (
     "import sys; sys.stdout.buffer.raw.write(b'r'); sys.stdin.buffer.raw.read(1) and bytes(bytearray(1 << 24))  # "
     "its kill stands for one of the same container in its virtual machine"
@@ -31,11 +31,11 @@ _PROGRAM = (
 
 
 def unfit(directory: str) -> str:
-    """Why nothing can be recorded in that cgroup; "" where it can."""
+    """The reason why a kill cannot be recorded in this cgroup; "" if it can."""
     if not os.path.exists(f"{directory}/memory.events"):
         return "it has no memory controller of version 2"
     if read_attribute(f"{directory}/cgroup.type") != "domain":
-        return "it is no domain"
+        return "it is not a domain cgroup"
     with os.scandir(directory) as entries:
         if any(entry.is_dir() for entry in entries):
             return "it has children"
@@ -43,8 +43,10 @@ def unfit(directory: str) -> str:
 
 
 def record(directory: str, *, program: str = sys.executable) -> None:
-    """Have one kill more in the memory.events of that cgroup, and of those above it. Raises OSError; either way all
-    is as it was then."""
+    """Add one OOM kill to memory.events of this cgroup and of its parents. Raises OSError.
+
+    The cgroup's processes and controllers are restored in any case.
+    """
     with ExitStack() as undo:
         members, victim = f"{directory}/{MEMBERS}", f"{directory}/{VICTIM}"
         os.mkdir(members)
@@ -59,11 +61,11 @@ def record(directory: str, *, program: str = sys.executable) -> None:
 
 
 def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SECONDS) -> None:
-    """Start a process in that cgroup, whose memory limit is zero, so that the kernel kills it.
+    """Start a process in this cgroup with a memory limit of zero, so that the kernel kills it.
 
-    Raises OSError, after ``seconds`` where the process goes on; it has ended either way.
+    Raises OSError, also if the process still runs after ``seconds``. The process has ended in any case.
     """
-    from socket import socketpair  # what a hot verb that loads this module has no use for
+    from socket import socketpair  # hot verbs load this module but do not need it
     from subprocess import PIPE, Popen, TimeoutExpired
 
     ours, theirs = socketpair()
@@ -72,7 +74,7 @@ def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SEC
         try:
             theirs.close()
             ours.recv(1)
-            # A child that was not waited for: the pid is its own.
+            # The pid cannot be another process's: this process has not waited for its child yet.
             write_attribute(f"{victim}/cgroup.procs", str(process.pid))
             with suppress(FileNotFoundError):  # a kernel without swap
                 write_attribute(f"{victim}/memory.swap.max", "0")
@@ -81,26 +83,26 @@ def kill_in(victim: str, *, program: str = sys.executable, seconds: float = _SEC
                 ours.sendall(b"g")
             process.wait(timeout=seconds)
         except TimeoutExpired:
-            raise OSError(f"the process in {victim} took memory that it may not have") from None
+            raise OSError(f"the process in {victim} was not killed despite its memory limit") from None
         finally:
             process.kill()
 
 
 def _move(source: str, target: str) -> None:
-    """Have every process of one cgroup in another; new ones come by forks meanwhile. Raises OSError.
+    """Move every process of one cgroup to another, including those that are forked meanwhile. Raises OSError.
 
-    The kernel takes a pid here, and nothing else. A process that ends between the two calls leaves its pid to another
-    one only when all others were given out meanwhile (Linux kernel/pid.c, alloc_pid()): so each is read just before.
+    The kernel accepts only a pid here. Each pid is read again just before the move: then another process can have it
+    only if all other pids were assigned between the two calls (Linux kernel/pid.c, alloc_pid()).
     """
     for _ in range(_ROUNDS):
         pids = read_attribute(f"{source}/cgroup.procs").split()
         if not pids:
             return
         for pid in pids:
-            if pid == "0":  # of a PID namespace that is none of ours
-                raise OSError(f"{source} has processes that cannot be seen from here")
+            if pid == "0":  # a process outside this PID namespace
+                raise OSError(f"{source} contains processes of other PID namespaces")
             if pid not in read_attribute(f"{source}/cgroup.procs").split():
                 continue
             with suppress(ProcessLookupError):
                 write_attribute(f"{target}/cgroup.procs", pid)
-    raise OSError(f"{source} does not get empty")
+    raise OSError(f"{source} still contains processes")

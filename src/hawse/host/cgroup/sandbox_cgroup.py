@@ -1,7 +1,7 @@
-"""A sandbox's processes in the host's cgroups, where engines look for them by the proxy's pid. Standard library only.
+"""The cgroups of a sandbox on the host. Engines find them by the proxy's pid. Standard library only.
 
-The directories are on record in the sandbox's directory before they are made: whoever deletes the sandbox removes
-them, after whatever end. docs/cgroups.md says what is in them and what is not limited there.
+The directories are recorded in the sandbox's directory before they are created, so that `delete` removes them however
+the sandbox ended. docs/cgroups.md describes which processes are in them, and which limits apply there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Enter = Callable[[CgroupPlan, int], list[str]]
 
-#: Files with the paths, a line each, and with the name of the unit that systemd made for them.
+#: Files in the sandbox's directory: the paths of the cgroups, one per line, and the name of their systemd unit.
 _RECORD, _UNIT = "cgroups", "scope"
 _SECONDS = 5.0
 #: Files that limits of a running container change, of version 2 and 1. A period comes before its quota.
@@ -35,7 +35,7 @@ _LIMITS = (
 
 
 class Hierarchy:
-    """A mounted hierarchy; ``version`` 1 or 2, ``controllers`` of version 1."""
+    """A mounted hierarchy: its ``version``, 1 or 2, and for version 1 its ``controllers``."""
 
     __slots__ = ("controllers", "mount", "version")
 
@@ -46,25 +46,25 @@ class Hierarchy:
 
 
 def hierarchies(mountinfo: str) -> list[Hierarchy]:
-    """Those of /proc/self/mountinfo (proc(5)), each once."""
-    found: dict[str, Hierarchy] = {}
+    """The hierarchies in the text of /proc/self/mountinfo (proc(5)), each once."""
+    mounted: dict[str, Hierarchy] = {}
     for line in mountinfo.split("\n"):
         left, _, right = line.partition(" - ")
         kind, _, options = [*right.split(" "), "", "", ""][:3]
         mount = [*left.split(" "), *[""] * 5][4]
         if kind == "cgroup2":
-            found.setdefault("", Hierarchy(mount, 2, frozenset()))
+            mounted.setdefault("", Hierarchy(mount, 2, frozenset()))
         elif kind == "cgroup":
             names = frozenset(word for word in options.split(",") if word not in _MOUNT_OPTIONS)
-            found.setdefault(",".join(sorted(names)), Hierarchy(mount, 1, names))
-    return list(found.values())
+            mounted.setdefault(",".join(sorted(names)), Hierarchy(mount, 1, names))
+    return list(mounted.values())
 
 
 _MOUNT_OPTIONS = ("rw", "ro", "xattr", "noprefix", "clone_children", "all", "none")
 
 
 class HostCgroup:
-    """The cgroup of one container; ``directory`` is the container's own, with the record."""
+    """The cgroup of one container. ``directory`` is the container's state directory, which contains the record."""
 
     def __init__(self, plan: CgroupPlan, directory: str) -> None:
         self._plan = plan
@@ -73,27 +73,31 @@ class HostCgroup:
 
     @property
     def is_made(self) -> bool:
-        """Whether it was made, or that was tried."""
+        """Whether it was created, or its creation was tried."""
         return os.path.exists(f"{self._directory}/{_RECORD}")
 
     def make(self, *, mountinfo: str = "/proc/self/mountinfo") -> list[str]:
-        """Make the directories; what to warn of. Raises :class:`HostError` where a limit is asked for that cannot be
-        set; without limits a container does without the cgroup."""
+        """Create the directories. Returns warnings.
+
+        Raises :class:`HostError` if a requested limit cannot be set. A container without limits starts without a cgroup
+        if none can be created.
+        """
         if not self._plan.path or self.is_made:
             return []
-        from hawse.linux.mountinfo import read_text  # here, since hot verbs load this module, and have no use for it
+        # Imported here, since hot verbs load this module but do not need it.
+        from hawse.linux.mountinfo import read_text
 
         mounted = hierarchies(read_text(mountinfo))
-        wanted = {f"{hierarchy.mount}{self._plan.path}": hierarchy for hierarchy in mounted}
+        directories = {f"{hierarchy.mount}{self._plan.path}": hierarchy for hierarchy in mounted}
         with open(f"{self._directory}/{_RECORD}", "w") as file:
-            file.write("".join(f"{path}\n" for path in wanted))
+            file.write("".join(f"{path}\n" for path in directories))
         missing = []
-        for path, hierarchy in wanted.items():
+        for path, hierarchy in directories.items():
             try:
                 _make(path, hierarchy)
             except OSError as error:
                 missing.append(f"{path}: {error.strerror}")
-        if len(missing) == len(wanted):
+        if len(missing) == len(directories):
             reason = missing[0] if missing else "none is mounted"
             none = "the host's cgroups cannot be used: engines find no statistics, and the sandbox has no limits there"
             return [*self.limit(self._plan.limits.asked_for), f"{none}: {reason}"]
@@ -102,8 +106,8 @@ class HostCgroup:
     def limit(self, limits: HostLimits) -> list[str]:
         """Set the limits of the host's cgroup. Returns warnings for limits that cannot be set.
 
-        Raises :class:`HostError` for CPUs and memory nodes, which nothing else enforces. Shares are set in the guest,
-        too; memory, tasks and CPU time are limits of the guest's memory and CPUs already.
+        Raises :class:`HostError` for CPUs and memory nodes, which nothing else enforces. Shares are also set in the
+        guest. The size of the VM already limits memory, tasks and CPU time.
         """
         warnings = []
         for setting in _settings(limits):
@@ -135,27 +139,29 @@ class HostCgroup:
                 raise HostError(f"{path} cannot be set back to {text!r}: {error.strerror}") from None
 
     def inherit(self, name: str) -> None:
-        """Have ``cpuset.cpus`` or ``cpuset.mems`` be all that the cgroup above allows. Raises :class:`HostError`."""
+        """Set ``cpuset.cpus`` or ``cpuset.mems`` to all that the parent cgroup allows. Raises :class:`HostError`."""
         for path in _recorded(self._directory):
             if not os.path.exists(f"{path}/{name}"):
                 continue
-            # Version 2 inherits by an empty list (Linux Documentation/admin-guide/cgroup-v2.rst, cpuset.cpus).
-            alike = os.path.exists(f"{path}/cgroup.controllers")
+            # In version 2 an empty list inherits the parent's (Linux Documentation/admin-guide/cgroup-v2.rst,
+            # cpuset.cpus).
+            is_v2 = os.path.exists(f"{path}/cgroup.controllers")
             try:
-                write_attribute(f"{path}/{name}", "\n" if alike else read_attribute(f"{os.path.dirname(path)}/{name}"))
+                write_attribute(f"{path}/{name}", "\n" if is_v2 else read_attribute(f"{os.path.dirname(path)}/{name}"))
             except OSError as error:
-                raise HostError(f"{path}/{name} cannot be set to that of the cgroup above: {error.strerror}") from None
+                raise HostError(f"{path}/{name} cannot be set to the parent cgroup's: {error.strerror}") from None
 
     def place(
         self, process: Process, *, mountinfo: str = "/proc/self/mountinfo", enter: Enter | None = None
     ) -> list[str]:
-        """Have the process in it, and make it where it is not there: by ``enter``, which asks systemd, and by hand.
+        """Move the process into the cgroup, and create the cgroup first if it is missing. Returns warnings.
 
-        What to warn of. Raises as :meth:`make`.
+        ``enter`` asks systemd to create it; directories that are then still missing are created without systemd. Raises
+        as :meth:`make`.
         """
         warnings = []
         if not self.is_made and process.is_alive():
-            # Here, since hot verbs load this module, and have no use for it.
+            # Imported here, since hot verbs load this module but do not need it.
             from hawse.host.cgroup.systemd import enter_scope
 
             warnings = (enter or enter_scope)(self._plan, process.pid)
@@ -166,10 +172,11 @@ class HostCgroup:
         return [*warnings, *self.add(process)]
 
     def add(self, process: Process) -> list[str]:
-        """Have the process in it, and what it starts from here on; what to warn of. One that has ended is none.
+        """Move the process into the cgroup; its future children follow. Returns warnings.
 
-        The kernel takes a pid here, and nothing else. Another process has it only when all others were given out after
-        the process was seen alive, since they are given out in turn (Linux kernel/pid.c, alloc_pid()).
+        It is not an error if the process has ended. The kernel accepts only a pid here. Another process can get this
+        pid only after all other pids were assigned since the check that the process is alive: they are assigned in turn
+        (Linux kernel/pid.c, alloc_pid()).
         """
         warnings = []
         with self._lock:
@@ -179,22 +186,22 @@ class HostCgroup:
                 try:
                     write_attribute(f"{path}/cgroup.procs", str(process.pid))
                 except OSError as error:
-                    # ENOENT: it could not be made, which was said then. EBUSY and ENOSPC are of a cgroup that is there
-                    # and takes none (cgroup-v2.rst, "No Internal Process Constraint"; cgroup-v1/cpusets.rst).
+                    # ENOENT: it could not be created, which was reported then. EBUSY and ENOSPC: the cgroup exists, but
+                    # accepts no processes (cgroup-v2.rst, "No Internal Process Constraint"; cgroup-v1/cpusets.rst).
                     if error.errno not in (errno.ENOENT, errno.ESRCH):
-                        warnings.append(f"a process is not in the cgroup {path}: {error.strerror}")
+                        warnings.append(f"cannot move a process into the cgroup {path}: {error.strerror}")
         return warnings
 
     def record_oom(self) -> None:
-        """Have engines see that the guest's kernel has killed for want of memory, where that can be. Raises OSError."""
+        """Record an OOM kill in the guest for engines, in each cgroup where this is possible. Raises OSError."""
         with self._lock:
             for path in _recorded(self._directory):
                 if os.path.isdir(path) and not oom.unfit(path):
                     oom.record(path)
 
     def _set(self, alternatives: Sequence[dict[str, str]]) -> tuple[str, str]:
-        """Write the files of the first alternative that exists. Returns the reason why none could be written and a
-        remedy, ("", "") for success."""
+        """Write the files of the first alternative that exists. If none can be written, returns the reason and a
+        remedy, otherwise ("", "")."""
         paths = [path for path in _recorded(self._directory) if os.path.isdir(path)]
         failure = ""
         for path in paths:
@@ -210,14 +217,14 @@ class HostCgroup:
                     continue
                 return "", ""
         if failure:
-            return failure, "use a value that the cgroup above it allows"
+            return failure, "use a value that the parent cgroup allows"
         if paths:
             controller = next(iter(alternatives[0])).partition(".")[0]
-            return f"{paths[0]} has no controller {controller}", f"enable {controller} in the cgroups above it"
+            return f"{paths[0]} has no controller {controller}", f"enable {controller} in its parent cgroups"
         if self._plan.path:
             return "it could not be created", "give hawse write access to the host's cgroups"
         return (
-            "the container has none, because config.json has neither linux.cgroupsPath nor a limit that needs one",
+            "the container has no cgroup there: config.json has neither linux.cgroupsPath nor a limit that needs one",
             "set linux.cgroupsPath and create the container again",
         )
 
@@ -233,9 +240,9 @@ class _Setting:
 
 
 def _settings(limits: HostLimits) -> list[_Setting]:
-    """The files of cgroups of version 2 and 1 (Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/)."""
+    """Limits and their files in version 2 and 1 (Linux Documentation/admin-guide/cgroup-v2.rst, cgroup-v1/)."""
     cpu = "linux.resources.cpu"
-    # From 2 to 262144 onto 1 to 10000, as runc and systemd do it.
+    # Map the range 2 to 262144 to 1 to 10000, as runc and systemd do.
     weight = 1 + (min(max(limits.shares, 2), 262144) - 2) * 9999 // 262142
     memory, tasks, quota, period = map(str, (limits.memory, limits.tasks, limits.quota, limits.period))
     most = "max" if limits.quota < 0 else quota
@@ -244,7 +251,7 @@ def _settings(limits: HostLimits) -> list[_Setting]:
         _Setting(f"{cpu}.cpus", limits.cpus, {"cpuset.cpus": limits.cpus}, required=True),
         _Setting(f"{cpu}.mems", limits.mems, {"cpuset.mems": limits.mems}, required=True),
         _Setting(
-            f"{cpu}.quota (with one CPU more for the VM)", limits.quota,
+            f"{cpu}.quota (plus one CPU for the VM)", limits.quota,
             {"cpu.max": f"{most} {period}"}, {"cpu.cfs_period_us": period, "cpu.cfs_quota_us": quota},
         ),
         _Setting(
@@ -258,10 +265,10 @@ def _settings(limits: HostLimits) -> list[_Setting]:
 def release(
     directory: str, *, end: Callable[[str], None] | None = None, sleep: Callable[[float], None] = time.sleep
 ) -> list[str]:
-    """Remove the cgroups on record there, as soon as their last process has gone; what to warn of.
+    """Remove the recorded cgroups as soon as their last process has ended. Returns warnings.
 
-    ``end`` has systemd forget the unit that it made for them, and no other: what a config calls its path may be
-    anybody's. ``sleep`` is called between two attempts.
+    ``end`` stops the systemd unit. It is called only for a unit that systemd created for this sandbox, since the path
+    in a config may name any unit. ``sleep`` is called between two attempts.
     """
     deadline = time.monotonic() + _SECONDS
     warnings = []
@@ -275,7 +282,7 @@ def release(
             except FileNotFoundError:
                 pass
             except OSError as error:
-                # Proxies end when their monitor has; nothing tells when the kernel is done with them.
+                # Proxies end after their monitor; the kernel does not report when their exit is complete.
                 if error.errno == errno.EBUSY and time.monotonic() < deadline:
                     sleep(0.01)
                     continue
@@ -283,7 +290,7 @@ def release(
                     warnings.append(f"the cgroup {path} cannot be removed: {error.strerror}")
             break
     if os.path.exists(f"{directory}/{_UNIT}") and not any(map(os.path.exists, _recorded(directory))):
-        from hawse.host.cgroup.systemd import end_scope  # hot verbs load this module, and have no use for it
+        from hawse.host.cgroup.systemd import end_scope  # hot verbs do not need it
 
         (end or end_scope)(read_attribute(f"{directory}/{_UNIT}"))
     return warnings
@@ -300,14 +307,14 @@ def _make(path: str, hierarchy: Hierarchy) -> None:
         except FileExistsError:
             pass
         if "cpuset" in hierarchy.controllers:
-            # One that is new, whoever made it, has no CPUs at all, and takes no process (cgroup-v1/cpusets.rst).
+            # A new cgroup has no CPUs, and accepts no processes until they are set (cgroup-v1/cpusets.rst).
             for name in ("cpuset.cpus", "cpuset.mems"):
                 if not read_attribute(f"{below}/{name}"):
                     write_attribute(f"{below}/{name}", read_attribute(f"{above}/{name}"))
 
 
 def _enable(directory: str) -> None:
-    """Let children have each controller that is there; one that cannot be given is no reason to stop."""
+    """Enable all available controllers for the children; controllers that cannot be enabled are skipped."""
     with open(f"{directory}/cgroup.controllers") as file:
         controllers = file.read().split()
     for name in controllers:

@@ -1,6 +1,6 @@
-"""A scope of systemd's for a sandbox: systemd alone may make cgroups below its slices.
+"""Create and stop a sandbox's systemd scope: only systemd may create cgroups below its slices.
 
-By systemd's own programs: the calls are two, and a library for D-Bus would be one more dependency.
+hawse runs systemd's programs: it needs two calls only, and a D-Bus library would be another dependency.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def enter_scope(
     proc: str = "/proc",
     seconds: float = _SECONDS,
 ) -> list[str]:
-    """Ask systemd to create the unit with the process in it. Returns warnings when the cgroup is created without it.
+    """Ask systemd to create the unit with the process in it. Returns warnings if the cgroup is created without systemd.
 
-    ``seconds`` bound the wait for the move. The process is alive when this is called. systemd takes pidfds only from
-    version 255 on (org.freedesktop.systemd1(5), PIDFDs), so it gets the pid.
+    ``seconds`` is the maximum wait for the move. The process must be alive. The process is passed by its pid, since
+    systemd accepts pidfds only from version 255 on (org.freedesktop.systemd1(5), PIDFDs).
     """
     if not plan.unit:
         return []
-    without = f"the cgroup {plan.path} is made without systemd"
+    without = f"the cgroup {plan.path} is created without systemd"
     if not os.path.isdir(running):
         return [f"systemd does not run here: {without}"]
     try:
@@ -44,21 +44,21 @@ def enter_scope(
     except (OSError, subprocess.TimeoutExpired) as error:
         return [f"busctl: {error}: {without}"]
     if done.returncode:
-        return [f"systemd does not make {plan.unit}: {' '.join(done.stderr.split())[:500]}: {without}"]
+        return [f"systemd cannot create {plan.unit}: {' '.join(done.stderr.split())[:500]}: {without}"]
     deadline = time.monotonic() + seconds
-    while not _is_in(plan.unit, pid, proc):  # the answer is a job's name, and the job takes its time
+    while not _is_in(plan.unit, pid, proc):  # systemd answers before its job is done
         if time.monotonic() > deadline:
-            return [f"systemd has not moved a process into {plan.unit} for {seconds:g} s: {without}"]
+            return [f"systemd did not move the process into {plan.unit} within {seconds:g} s: {without}"]
         time.sleep(0.005)
     return []
 
 
 def end_scope(unit: str, *, systemctl: str = _SYSTEMCTL, running: str = _RUNNING) -> None:
-    """Have systemd forget the unit whose cgroup was removed.
+    """Stop the systemd unit whose cgroup was removed.
 
-    The kernel tells of an empty cgroup up to 10 ms late (CGROUP_FILE_NOTIFY_MIN_INTV, Linux kernel/cgroup/cgroup.c),
-    and of one that was removed before that never: the unit would stay active without a process. One that systemd has
-    forgotten by itself is no failure.
+    The kernel reports an empty cgroup up to 10 ms late (CGROUP_FILE_NOTIFY_MIN_INTV, Linux kernel/cgroup/cgroup.c), and
+    never if the cgroup was removed before that: the unit would stay active without a process. It is not an error if
+    systemd has already removed the unit.
     """
     if not os.path.isdir(running):
         return
@@ -68,7 +68,7 @@ def end_scope(unit: str, *, systemctl: str = _SYSTEMCTL, running: str = _RUNNING
 
 
 def arguments(plan: CgroupPlan, pid: int, *, busctl: str = _BUSCTL) -> list[str]:
-    """busctl's words for StartTransientUnit (org.freedesktop.systemd1(5)), with the properties that runc gives."""
+    """busctl's arguments for StartTransientUnit (org.freedesktop.systemd1(5)), with the same properties as runc."""
     properties = [
         ["Description", "s", f"hawse sandbox {plan.unit}"],
         ["PIDs", "au", "1", str(pid)],

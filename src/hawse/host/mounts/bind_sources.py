@@ -1,7 +1,7 @@
-"""Open the sources of shared mounts: copies of the host's mounts that are attached nowhere yet.
+"""Open the sources of shared mounts: detached copies of the host's mounts.
 
-The command opens those of a container that joins a sandbox, and the monitor those of the first container. Every source
-is opened by descriptors, and no link in its path is followed.
+For a container that joins a sandbox the command opens them, and for the first container the monitor. Sources are opened
+by descriptors, and no link in their paths is followed.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from hawse.oci.guest.share import Share
 
 @dataclass(frozen=True)
 class Source:
-    """What is to be shared: a descriptor of a copy of its mounts, attached nowhere, and where it comes from.
+    """A source to share: a descriptor of a detached copy of its mounts, and its origin.
 
-    ``reused``: an overlay that another container of the sandbox has: the descriptor is of one of its layers."""
+    ``reused``: it is an overlay that another container of the sandbox already uses; the descriptor is of one of its
+    layers.
+    """
 
     tree: int
     origin: Origin = UNKNOWN
@@ -34,23 +36,24 @@ class Source:
 
 
 def open_sources(shares: Sequence[Share], overlays: Collection[str] = ()) -> list[Source]:
-    """Open what is to be shared, as this process sees it; :func:`close` closes it.
+    """Open the sources in this process's mount namespace; :func:`close` closes them.
 
-    A sandbox's mount namespace may never get mounts that the host makes after the namespace was created, so the caller
-    opens them in its own. ``overlays`` are the keys of the overlays that the sandbox has already: a second mount of one
-    would take the working directory from the first (Linux fs/overlayfs/super.c, ovl_workdir_create()).
+    A sandbox's mount namespace may never get mounts that the host adds after the namespace was created, so the caller
+    opens the sources in the namespace where it runs. ``overlays`` are the keys of the overlays that the sandbox already
+    uses: a second mount of an overlay would replace the working directory of the first (Linux fs/overlayfs/super.c,
+    ovl_workdir_create()).
 
     Raises :class:`ConfigError` naming the source.
     """
-    there = set(overlays)
+    used = set(overlays)
     with ExitStack() as undo:
         sources = []
         for share in shares:
             if share.overlay is None:
                 sources.append(_open_source(share))
             else:
-                sources.append(_open_overlay(share.overlay, reused=share.overlay.key in there))
-                there.add(share.overlay.key)
+                sources.append(_open_overlay(share.overlay, reused=share.overlay.key in used))
+                used.add(share.overlay.key)
             undo.callback(os.close, sources[-1].tree)
         undo.pop_all()
     return sources
@@ -70,14 +73,14 @@ def _open_source(share: Share) -> Source:
         raise ConfigError(f"cannot share {share.source} with the guest: {error.strerror}") from None
     try:
         mode = os.fstat(tree).st_mode
-        # A socket and a FIFO have nothing of the kernel's behind them: /dev/log may be in the host's /dev.
+        # Sockets and FIFOs give no access to the kernel: /dev/log may be in the host's /dev.
         kind = "" if stat.S_ISSOCK(mode) or stat.S_ISFIFO(mode) else kernel_view(tree)
         if kind:
-            # The plan leaves out what a path or its links show to be such a one. This one was mounted elsewhere, or the
-            # path was replaced since.
+            # The plan already excludes paths that lead to such a file system. This one is mounted at another place, or
+            # the path was replaced after planning.
             raise ConfigError(
-                f"cannot share {share.source} with the guest: it is on a file system of the host's kernel, {kind}",
-                hint="bind /proc, /sys or /dev: the container gets the guest kernel's own",
+                f"cannot share {share.source} with the guest: it is on a file system of the host kernel, {kind}",
+                hint="bind /proc, /sys or /dev: the container gets those of the guest kernel",
             )
         if share.owners is not None:
             _map_owners(share.source, share.owners, tree)
@@ -102,14 +105,14 @@ def _map_owners(source: str, owners: IdMap, tree: int) -> None:
     except OSError as error:
         raise ConfigError(
             f"cannot map the owners of {source}: the kernel refuses uidMappings or gidMappings: {error.strerror}",
-            hint="ranges must not overlap, and may be 340 at most; user.max_user_namespaces must not be 0",
+            hint="use at most 340 ranges that do not overlap; user.max_user_namespaces must not be 0",
         ) from None
     try:
         mounts.map_ids(tree, namespace, recursive=owners.recursive)
     except OSError as error:
         raise ConfigError(
-            f"cannot map the owners of {source}: its file system cannot be mounted with mappings: {error.strerror}",
-            hint="use a volume on another file system, ext4 or xfs say, or a pod without a user namespace",
+            f"cannot map the owners of {source}: its file system does not support ID-mapped mounts: {error.strerror}",
+            hint="use a volume on another file system, such as ext4 or xfs, or a pod without a user namespace",
         ) from None
     finally:
         os.close(namespace)

@@ -1,4 +1,4 @@
-"""File systems of the host that show its kernel or its devices, and are shared with no guest."""
+"""File systems that show the host's kernel or devices. They are never shared with a guest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from hawse.linux import mounts
 
-#: File systems by which a kernel is looked at and controlled (Linux include/uapi/linux/magic.h).
+#: File systems that expose or control a kernel (Linux include/uapi/linux/magic.h).
 KERNEL_VIEWS = {
     0x9FA0: "proc", 0x62656572: "sysfs", 0x27E0EB: "cgroup", 0x63677270: "cgroup2", 0x64626720: "debugfs",
     0x74726163: "tracefs", 0x73636673: "securityfs", 0x62656570: "configfs", 0xCAFE4A11: "bpf", 0xDE5E81E4: "efivarfs",
@@ -15,9 +15,9 @@ KERNEL_VIEWS = {
 
 
 def kernel_view(tree: int) -> str:
-    """The type of the file system where that shows the host's kernel or devices, "" where it does not.
+    """The type of a file system that shows the host's kernel or devices, "" for other types.
 
-    The type of /dev is the same number as a tmpfs's, so /dev is recognised by its device number.
+    The type number of devtmpfs is that of tmpfs, so /dev is recognized by its device number.
     """
     kind = KERNEL_VIEWS.get(mounts.file_system(tree), "")
     devices = os.stat("/dev").st_dev

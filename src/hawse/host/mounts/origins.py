@@ -1,4 +1,4 @@
-"""Where the source of a bind mount is: two sources that are one file, or one in the other, have comparable origins."""
+"""Origins of bind mount sources. They show whether two sources are the same file, or one contains the other."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hawse.linux.mountinfo import Mount
 
 
 class Below(msgspec.Struct, frozen=True, order=True, array_like=True):
-    """A mount below a directory: where, relative to that, the device and the directory that are mounted, and whether
-    the mount is read-only."""
+    """A mount below a directory: its mount point relative to the directory, its device, the directory of the device
+    that is mounted, and whether it is read-only."""
 
     point: str
     device: str
@@ -23,11 +23,10 @@ class Below(msgspec.Struct, frozen=True, order=True, array_like=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """A directory or file by its file system's device and its path from the root of that.
+    """A directory or file, identified by the device of its file system and its path from the root of the file system.
 
-    ``below``: what is mounted below it. ``readonly``: its mount
-    is. ``inode``: its device number and inode number, by which it is the same after it was renamed, and as another
-    hard link; (0, 0) where they are not known.
+    ``below`` are the mounts below it. ``readonly``: its mount is read-only. ``inode`` is its device number and inode
+    number, which also identify it after a rename and through another hard link; (0, 0) if they are unknown.
     """
 
     device: str = ""
@@ -37,12 +36,12 @@ class Origin(msgspec.Struct, frozen=True):
     inode: tuple[int, int] = (0, 0)
 
 
-#: Of a source that no mount explains, as in another root directory. It is like no other.
+#: The origin of a source on an unknown mount, for example in another root directory. It equals no other origin.
 UNKNOWN = Origin()
 
 
 def read_origin(source: str) -> Origin:
-    """The origin of what a path leads to. Raises OSError."""
+    """The origin of the file that a path resolves to. Raises OSError."""
     fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
@@ -75,7 +74,7 @@ def locate(path: str, number: int, mounts: Sequence[Mount]) -> Origin:
 
 
 def path_from(outer: Origin, inner: Origin) -> str | None:
-    """The path from one to another: "." for the same, None where it is not in it. Pure."""
+    """The path from ``outer`` to ``inner``: "." if they are the same, None if ``inner`` is not inside. Pure."""
     if not outer.device or not inner.device:
         return None
     if outer.inode == inner.inode != (0, 0):
@@ -86,7 +85,7 @@ def path_from(outer: Origin, inner: Origin) -> str | None:
 
 
 def paths_through(outer: Origin, inner: Origin) -> Iterator[tuple[Below, str]]:
-    """The paths from one to another that lead through a mount below the first. Pure."""
+    """The paths from ``outer`` to ``inner`` that lead through a mount below ``outer``. Pure."""
     for mount in outer.below:
         if mount.device == inner.device and _is_below(inner.path, mount.root):
             inside = posixpath.relpath(inner.path, mount.root)

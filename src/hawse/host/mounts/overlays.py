@@ -1,6 +1,6 @@
-"""Overlays of the host's directories, mounted nowhere but in the share.
+"""Mount overlays of the host's directories. They are attached only in the share.
 
-The kernel gets their layers by descriptors: no name has to be escaped, and none leads elsewhere after it was checked.
+Layers are passed to the kernel by descriptors: names need no escapes, and cannot be replaced after they were checked.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from hawse.host.mounts.kernel_views import kernel_view
 from hawse.linux import mounts
 from hawse.oci.guest.overlay import Overlay
 
-#: How long one container's creation may keep the others waiting, and how often they look, in seconds.
+#: How long the creation of one container may delay the others, and how often they check, in seconds.
 _LOCK_SECONDS = 120.0
 _LOCK_POLL = 0.02
 
 
 @contextmanager
 def alone(directory: str, name: str, *, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
-    """Wait until no other container that joins a sandbox, whose directory this is, is having overlays mounted.
+    """Hold the lock for mounting overlays of containers that join a sandbox; ``directory`` is the sandbox's.
 
-    ``name`` is the container's. Raises :class:`StateError` where the sandbox was deleted, and, with the name of the
-    other, where one container has the lock for longer than ``seconds``.
+    ``name`` is the id of the container. Raises :class:`StateError` if the sandbox was deleted, and, with the name of
+    the other container, if that holds the lock for longer than ``seconds``.
 
-    Of two that mount the same overlay at the same moment, each would find that the sandbox does not have it. What two
-    mounts do to one upper directory is undefined (Linux Documentation/filesystems/overlayfs.rst, "Sharing and copying
-    layers"). The lock ends with this process.
+    Without the lock, two containers that mount the same overlay at the same time would each find that the sandbox does
+    not use it yet. The effect of two mounts with the same upper directory is undefined (Linux
+    Documentation/filesystems/overlayfs.rst, "Sharing and copying layers"). The lock is released when this process ends.
     """
     try:
         lock = os.open(f"{directory}/overlays.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -67,13 +67,14 @@ def _acquire(lock: int, name: str, seconds: float) -> None:
 
 
 def make(overlay: Overlay) -> int:
-    """A descriptor of its mount. Raises :class:`ConfigError` naming a layer."""
+    """Mount an overlay; returns a descriptor. Raises :class:`ConfigError` naming a layer."""
     trees: list[int] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            # Short names for all layers: each a number in this directory. It is this thread's own working directory.
+            # Layers get short names: their descriptor numbers in this directory. Only this thread changes its
+            # directory.
             mounts.unshare_directory()
             os.chdir("/proc/self/fd")
             trees.append(_make(overlay))
@@ -86,7 +87,7 @@ def make(overlay: Overlay) -> int:
     if not errors:
         return trees[0]
     if isinstance(errors[0], OSError):
-        raise ConfigError(f"cannot mount {overlay.name}: {errors[0].strerror}", hint="`dmesg` may say why")
+        raise ConfigError(f"cannot mount {overlay.name}: {errors[0].strerror}", hint="see `dmesg` for the reason")
     raise errors[0]
 
 
@@ -95,8 +96,8 @@ def _make(overlay: Overlay) -> int:
         lowers = ":".join(_open(path, undo) for path in overlay.lowers)
         if len(lowers) > mounts.LONGEST_VALUE:
             raise ConfigError(
-                f"cannot mount {overlay.name}: {len(overlay.lowers)} lower directories are more than the kernel takes",
-                hint="have fewer layers",
+                f"cannot mount {overlay.name}: {len(overlay.lowers)} lower directories exceed the kernel's limit",
+                hint="use fewer layers",
             )
         options = [("lowerdir", lowers)]
         if overlay.upper:
@@ -105,14 +106,14 @@ def _make(overlay: Overlay) -> int:
 
 
 def _open(path: str, undo: ExitStack) -> str:
-    """The number of a new descriptor of a directory."""
+    """Open a directory; returns the number of its descriptor."""
     try:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise _refusal(path, (error.strerror or "").lower()) from None
     undo.callback(os.close, fd)
     if kind := kernel_view(fd):
-        raise _refusal(path, f"it is on a file system of the host's kernel, {kind}")
+        raise _refusal(path, f"it is on a file system of the host kernel, {kind}")
     return str(fd)
 
 

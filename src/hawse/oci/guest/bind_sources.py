@@ -1,5 +1,7 @@
-"""Sources of bind mounts: which of them are device nodes or the host's views of its kernel, and what of them is
-read-only. Pure but for what looks at a path."""
+"""Sources of bind mounts: recognize device nodes and kernel file systems, and read-only and nodev options.
+
+Pure, except for functions that inspect a path.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 _VIEWS = ("/proc", "/sys", "/dev")
-#: A file system for ordinary files, although it is below /dev.
+#: A file system for ordinary files, despite its place below /dev.
 _FILES = "/dev/shm"
-#: As many links as the kernel follows (Linux include/linux/namei.h, MAXSYMLINKS).
+#: The number of links that the kernel follows (Linux include/linux/namei.h, MAXSYMLINKS).
 _MOST_LINKS = 40
 
 
@@ -28,24 +30,24 @@ class DeviceNode:
 
 
 def device_node(source: str) -> DeviceNode | None:
-    """The device node that a path leads to, None where it leads to anything else."""
+    """The device node that a path resolves to; None for any other file."""
     try:
-        found = os.stat(source)
+        status = os.stat(source)
     except OSError:
         return None
-    if not stat.S_ISBLK(found.st_mode) and not stat.S_ISCHR(found.st_mode):
+    if not stat.S_ISBLK(status.st_mode) and not stat.S_ISCHR(status.st_mode):
         return None
-    kind = "b" if stat.S_ISBLK(found.st_mode) else "c"
-    numbers = os.major(found.st_rdev), os.minor(found.st_rdev)
-    return DeviceNode(kind, *numbers, stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+    kind = "b" if stat.S_ISBLK(status.st_mode) else "c"
+    numbers = os.major(status.st_rdev), os.minor(status.st_rdev)
+    return DeviceNode(kind, *numbers, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
 
 def kernel_view(source: str, *, readlink: Callable[[str], str] = os.readlink) -> str:
-    """The path in /proc, /sys or /dev that an absolute path leads to, "" where it leads elsewhere.
+    """The path in /proc, /sys or /dev that an absolute path leads to; "" if it leads elsewhere.
 
-    Links are followed up to there and no further: ``/proc/self`` is to stay what it is, since the guest's own is meant.
-    A link to ``/dev/shm`` leads to the host's: who writes ``/dev/shm`` means the machine's, and who writes
-    ``/var/cache`` does not. ``readlink`` raises OSError for what is no link.
+    Links below these directories are not followed: ``/proc/self`` stays as it is, since it means the guest's.
+    ``/dev/shm`` itself means the guest's, but a link to it, such as ``/var/cache``, means the host's directory.
+    ``readlink`` raises OSError for a file that is not a link.
     """
     done, rest, links = "", _parts(source), 0
     while rest:
@@ -77,7 +79,7 @@ def kernel_view(source: str, *, readlink: Callable[[str], str] = os.readlink) ->
 def read_only(options: Sequence[str]) -> tuple[bool, bool]:
     """Whether a mount is read-only, and whether the mounts below it are as well.
 
-    Of two options that contradict each other the last counts. The recursive ones are applied after the others (runc
+    If two options contradict each other, the last one counts. Recursive options are applied after the others (runc
     libcontainer/specconv/spec_linux.go, parseMountOptions(); libcontainer/rootfs_linux.go, mountToRootfs()).
     """
     top = below = False
@@ -91,10 +93,10 @@ def read_only(options: Sequence[str]) -> tuple[bool, bool]:
 
 
 def no_devices(options: Sequence[str]) -> bool:
-    """Whether device nodes of a mount cannot be opened, in the order of :func:`read_only`."""
-    found = [option for option in options if option in ("dev", "nodev")]
-    found += [option[1:] for option in options if option in ("rdev", "rnodev")]
-    return found[-1:] == ["nodev"]
+    """Whether options forbid opening device nodes of a mount; their precedence is that of :func:`read_only`."""
+    effective = [option for option in options if option in ("dev", "nodev")]
+    effective += [option[1:] for option in options if option in ("rdev", "rnodev")]
+    return effective[-1:] == ["nodev"]
 
 
 def _is_below(path: str, directories: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Shared memory that engines mount for /dev/shm, which a virtual machine makes anew: shared pages cannot cross it."""
+"""Shared memory that engines mount at /dev/shm. The guest mounts its own: a VM cannot share pages with the host."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 
 
 def tmpfs_size(source: str) -> int:
-    """The bytes of the tmpfs that is mounted at that path of this host; 0 where there is none, or one without limit."""
+    """The size in bytes of the tmpfs mounted at this path of the host; 0 if none is mounted or it has no limit."""
     return find_tmpfs(mountinfo.read_text(), source)
 
 
 def find_tmpfs(table: str, source: str) -> int:
-    """As :func:`tmpfs_size`, from the text of /proc/self/mountinfo (proc(5)); the last mount at a path counts."""
+    """Like :func:`tmpfs_size`, from the text of /proc/self/mountinfo (proc(5)); the last mount at a path counts."""
     size = 0
     for line in table.split("\n"):
         fields, _, rest = line.partition(" - ")
@@ -30,7 +30,7 @@ def find_tmpfs(table: str, source: str) -> int:
 
 
 def guest_name(source: str) -> str:
-    """The name of the guest's for that path of the host's."""
+    """The name of the guest's file system that replaces this path of the host."""
     return hashlib.sha256(source.encode(errors="surrogateescape")).hexdigest()[:16]
 
 

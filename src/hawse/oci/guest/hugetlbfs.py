@@ -1,6 +1,6 @@
-"""Huge pages: what a specification says of them, and file systems of them, which a virtual machine makes anew.
+"""Huge pages: the limits and counts that a specification sets, and the hugetlbfs file systems that it mounts.
 
-A hugetlbfs of the host cannot be shared: its files are pages of the host's. The guest has one of its own in its place.
+A hugetlbfs of the host cannot be shared: its files are pages of the host. The guest mounts its own hugetlbfs instead.
 """
 
 from __future__ import annotations
@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 from hawse.linux import mountinfo
 from hawse.oci.types import HugepageLimit
 
 _UNITS = {"KB": 1, "MB": 1024, "GB": 1024 * 1024}
-#: What a mount without the option pagesize has (hugetlbfs(5) of x86: the size of a page table's entry above the last).
+#: The page size of a mount without the option pagesize (on x86: the size that an entry of a page middle directory
+#: maps).
 DEFAULT_KIB = 2048
 
 
@@ -31,29 +32,29 @@ class Hugetlbfs(msgspec.Struct, frozen=True):
 
 
 def hugetlbfs(source: str) -> Hugetlbfs | None:
-    """The file system of huge pages that the path of this host is in; None where it is in another.
+    """The hugetlbfs that contains this path of the host; None if the path is in another file system.
 
-    Raises :class:`ConfigError` for a file in one.
+    Raises :class:`ConfigError` for a file in a hugetlbfs.
     """
     try:
         status = os.stat(source)
     except OSError:
-        return None  # whoever uses it tells why
+        return None  # the code that opens it reports the error
     if not is_hugetlbfs(mountinfo.read_text(), os.major(status.st_dev), os.minor(status.st_dev)):
         return None
     if not stat.S_ISDIR(status.st_mode):
         raise ConfigError(
-            f"{source} is a file of huge pages, which are the host's own: a virtual machine cannot have them",
-            hint="bind the directory in place of it",
+            f"{source} is a file of the host's huge pages, which cannot be shared with a virtual machine",
+            hint="bind its directory instead",
         )
     # Block size and page size are the same (Linux fs/hugetlbfs/inode.c, hugetlbfs_statfs()).
     return Hugetlbfs(os.statvfs(source).f_bsize // 1024, stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid)
 
 
 def is_hugetlbfs(table: str, major: int, minor: int) -> bool:
-    """Whether the device of a file, as stat(2) has it, is a hugetlbfs, by the text of /proc/self/mountinfo (proc(5)).
+    """Whether a file's device number (st_dev) is that of a hugetlbfs in the text of /proc/self/mountinfo (proc(5)).
 
-    By the device, and not by the path: so directories below a mount are found, binds and symbolic links.
+    The device number also identifies directories below a mount, bind mounts and symbolic links; a path would not.
     """
     for line in table.split("\n"):
         fields, _, rest = line.partition(" - ")
@@ -64,7 +65,7 @@ def is_hugetlbfs(table: str, major: int, minor: int) -> bool:
 
 
 def page_kib(size: str) -> int:
-    """KiB of a page whose size is written as 2MB or 1GB. Raises ValueError."""
+    """Parse a page size such as 2MB or 1GB; returns KiB. Raises ValueError."""
     number, unit = size[:-2], size[-2:]
     if not (number.isascii() and number.isdigit() and len(number) < 8 and unit in _UNITS and int(number)):
         raise ValueError(size)
@@ -72,9 +73,9 @@ def page_kib(size: str) -> int:
 
 
 def limits_of(name: str, limits: Sequence[HugepageLimit]) -> dict[int, int]:
-    """Pages by their KiB, of linux.resources.hugepageLimits of the configuration ``name``; 0 is a limit as well.
+    """Convert linux.resources.hugepageLimits of the document ``name`` to counts of pages by page size in KiB.
 
-    Raises :class:`ConfigError`.
+    0 is a valid limit. Raises :class:`ConfigError`.
     """
     pages = {}
     for limit in limits:
@@ -90,7 +91,7 @@ def limits_of(name: str, limits: Sequence[HugepageLimit]) -> dict[int, int]:
 
 
 def counts_of(name: str, text: str) -> dict[int, int]:
-    """Pages by their KiB, written as 2MB:512,1GB:2 in what ``name`` says. Raises :class:`ConfigError`."""
+    """Parse counts such as 2MB:512,1GB:2 to counts by page size in KiB. Raises :class:`ConfigError` naming ``name``."""
     pages = {}
     for word in filter(None, (word.strip() for word in text.split(","))):
         size, _, count = word.partition(":")
@@ -99,19 +100,19 @@ def counts_of(name: str, text: str) -> dict[int, int]:
             if not (count.isascii() and count.isdigit() and len(count) < 8):
                 raise ValueError(count)
         except ValueError:
-            raise ConfigError(f"{name}: {word[:40]!r} is no number of huge pages", hint="write 2MB:512") from None
+            raise ConfigError(f"{name}: {word[:40]!r} is not a number of huge pages", hint="write 2MB:512") from None
         pages[kib] = int(count)
     return pages
 
 
-def mounted_kib(mount: dict[str, Any]) -> int:
-    """KiB of the pages of a mount of type hugetlbfs; 0 for one of another type, or with a size that is none."""
+def mounted_kib(mount: Document) -> int:
+    """The page size in KiB of a mount of type hugetlbfs; 0 for other types and for an invalid size."""
     if mount.get("type") != "hugetlbfs":
         return 0
     for option in mount.get("options") or ():
         key, _, value = option.partition("=")
         if key == "pagesize":
-            try:  # as memparse() reads it (Linux lib/cmdline.c); the kernel refuses what is no size
+            try:  # memparse()'s format (Linux lib/cmdline.c); the kernel refuses an invalid size
                 return page_kib(f"{value[:-1]}{value[-1:].upper()}B")
             except ValueError:
                 return 0

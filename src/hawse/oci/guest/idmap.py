@@ -1,4 +1,4 @@
-"""Owners of a mount and of a user namespace: mounts[].uidMappings, linux.uidMappings and their groups'. Pure."""
+"""ID mappings of mounts and user namespaces: uidMappings and gidMappings of mounts[] and linux. Pure."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 
 Range = tuple[int, int, int]
-"""The first id inside, the first outside, and their count."""
+"""The first ID inside, the first ID outside, and the number of IDs."""
 Maps = tuple[Sequence[Range], Sequence[Range]]
-"""Of users and of groups."""
+"""The ranges of user IDs and of group IDs."""
 _FIELDS = ("uidMappings", "gidMappings")
 _OPTIONS = {"idmap": False, "ridmap": True}
-#: Linux include/linux/user_namespace.h, UID_GID_MAP_MAX_EXTENTS. The last id, -1, is none.
+#: Linux include/linux/user_namespace.h, UID_GID_MAP_MAX_EXTENTS. The ID 2³² - 1 (-1) is not valid.
 _MOST_RANGES, _END = 340, 2**32 - 1
 
 
 class IdMap(msgspec.Struct, frozen=True):
-    """Owners of a mount: ids inside are those of its file system, ids outside those that the mount shows.
+    """The ID mapping of a mount: inside are the IDs of its file system, outside those that the mount shows.
 
-    ``recursive``: mounts below it show the same.
+    ``recursive``: the mapping also applies to the mounts below it.
     """
 
     uids: tuple[Range, ...]
@@ -31,7 +32,7 @@ class IdMap(msgspec.Struct, frozen=True):
     recursive: bool = False
 
     def owner(self, uid: int, gid: int) -> tuple[int, int]:
-        """Whom the mount shows for an owner in its file system; one without a mapping is nobody."""
+        """The owners that the mount shows for owners in its file system; 65534 (nobody) for unmapped ones."""
         return _outside(self.uids, uid), _outside(self.gids, gid)
 
 
@@ -42,21 +43,21 @@ def of_linux(linux: Mapping[str, Any]) -> Maps:
 
 
 def as_field(ranges: Sequence[Range]) -> list[dict[str, int]]:
-    """Ranges as config.json has them."""
+    """Convert ranges to the format of config.json."""
     return [{"containerID": inside, "hostID": outside, "size": count} for inside, outside, count in ranges]
 
 
-def take_out(where: str, mount: dict[str, Any], container: Maps, *, bind: bool) -> tuple[dict[str, Any], IdMap | None]:
-    """The mount without what asks for a mapping, and the mapping; None for none.
+def take_out(where: str, mount: Document, container: Maps, *, bind: bool) -> tuple[Document, IdMap | None]:
+    """Return the mount without its ID mapping, and the mapping, or None if the mount has none.
 
-    Without mappings of its own, a mount with the option idmap or ridmap has those of the ``container``'s user namespace
-    (config.md, mounts). Raises :class:`ConfigError`; ``where`` names the mount.
+    A mount with the option idmap or ridmap but without mappings uses those of the ``container``'s user namespace
+    (config.md, mounts). ``where`` names the mount in errors. Raises :class:`ConfigError`.
     """
     for option in mount.get("options") or ():
-        if option.startswith(("idmap=", "ridmap=")):  # crun's own
+        if option.startswith(("idmap=", "ridmap=")):  # an extension of crun
             raise ConfigError(
-                f"{where}.options: {option[:80]!r} is no option of the specification",
-                hint="give mounts[].uidMappings and gidMappings",
+                f"{where}.options: {option[:80]!r} is not an option of the specification",
+                hint="set mounts[].uidMappings and gidMappings",
             )
     options = [option for option in mount.get("options") or () if option in _OPTIONS]
     uids, gids = (_ranges(mount.get(field)) for field in _FIELDS)
@@ -73,7 +74,7 @@ def take_out(where: str, mount: dict[str, Any], container: Maps, *, bind: bool) 
     if not uids or not gids:
         raise ConfigError(
             f"{field}: the mount needs mappings of users and of groups",
-            hint="give mounts[].uidMappings and gidMappings, or a user namespace with mappings",
+            hint="set mounts[].uidMappings and gidMappings, or add a user namespace with mappings",
         )
     return rest, IdMap(tuple(uids), tuple(gids), any(_OPTIONS[option] for option in options))
 
@@ -83,34 +84,36 @@ def _ranges(mappings: Sequence[Mapping[str, int]] | None) -> list[Range]:
 
 
 def _outside(ranges: Sequence[Range], number: int) -> int:
-    found = _inside(ranges, number)
-    return 65534 if found is None else found  # /proc/sys/kernel/overflowuid
+    mapped = _inside(ranges, number)
+    return 65534 if mapped is None else mapped  # /proc/sys/kernel/overflowuid
 
 
 def check_user_map(name: str, container: Maps, user: Mapping[str, Any]) -> None:
-    """Whether the kernel takes the mappings of a container's user namespace, and whether they have its ``user``
-    (user_namespaces(7)). Raises :class:`ConfigError`; ``name`` is the configuration's."""
+    """Check that the kernel accepts the mappings of a container's user namespace, and that they include its ``user``
+    (user_namespaces(7)). ``name`` is the document's name for errors. Raises :class:`ConfigError`."""
     groups = {"gid": [user.get("gid") or 0], "additionalGids": user.get("additionalGids") or []}
-    for field, ranges, wanted in (
+    for field, ranges, required in (
         ("uidMappings", container[0], {"uid": [user.get("uid") or 0]}),
         ("gidMappings", container[1], groups),
     ):
         where = f"{name}: linux.{field}"
         if len(ranges) > _MOST_RANGES:
-            raise ConfigError(f"{where}: {len(ranges)} ranges, and the kernel takes {_MOST_RANGES}", hint="join some")
+            raise ConfigError(
+                f"{where}: {len(ranges)} ranges, and the kernel accepts {_MOST_RANGES}", hint="merge adjacent ranges"
+            )
         for inside, outside, count in ranges:
             if max(inside, outside) + count > _END:
                 raise ConfigError(
-                    f"{where}: {inside} to {outside}, {count} ids: ids end at {_END - 1}", hint="lower it"
+                    f"{where}: {inside} to {outside}, {count} IDs: the last valid ID is {_END - 1}", hint="lower it"
                 )
         for which, starts in (("containerID", 0), ("hostID", 1)):
             ordered = sorted((entry[starts], entry[2]) for entry in ranges)
             for (first, count), (second, _) in pairwise(ordered):
                 if first + count > second:
-                    raise ConfigError(f"{where}: two ranges have the {which} {second}", hint="give each id once")
+                    raise ConfigError(f"{where}: two ranges have the {which} {second}", hint="map each ID once")
         if _inside(ranges, 0) is None:
-            raise ConfigError(f"{where}: nothing is mapped to 0, root of the user namespace", hint="map containerID 0")
-        for user_field, ids in wanted.items():
+            raise ConfigError(f"{where}: 0, root of the user namespace, is not mapped", hint="map containerID 0")
+        for user_field, ids in required.items():
             for number in ids:
                 if _inside(ranges, number) is None:
                     raise ConfigError(

@@ -1,7 +1,7 @@
-"""Character devices that mean the same in every Linux kernel: a container gets the guest's own. Pure.
+"""Character devices with the same meaning in every Linux kernel: a container gets those of the guest. Pure.
 
-The numbers are static (Linux Documentation/admin-guide/devices.txt; include/linux/miscdevice.h). Such a device has no
-hardware behind it, and nothing of the host can be reached by it: it makes or reads what belongs to the kernel that the
+The numbers are static (Linux Documentation/admin-guide/devices.txt; include/linux/miscdevice.h). These devices
+have no hardware behind them and give no access to the host: they create or read objects of the kernel that the
 container runs on.
 """
 
@@ -31,14 +31,14 @@ KNOWN: dict[tuple[int, int], str] = {
     (10, 241): "vhost-vsock",
     (108, 0): "ppp",
 }
-#: Misc devices of the same kind whose minor number each kernel chooses for itself: the guest's is found by the name.
+#: Misc devices of the same kind whose minor number each kernel assigns dynamically: the guest's is found by its name.
 NAMED = ("userfaultfd", "ntsync")
-#: Those that every container of every runtime has: only a list of the host's whole /dev names them.
+#: Devices that every runtime creates in every container. Only a list of the host's whole /dev contains them.
 DEFAULTS = ((1, 3), (1, 5), (1, 7), (5, 0))
 
 
 def is_known(major: int, minor: int | None) -> bool:
-    """Whether the device is the guest's own; of a rule with any minor number (None), whether one of its devices is."""
+    """Whether the device is the guest's. With ``minor`` None, a wildcard, whether at least one of these devices is."""
     if minor is None or minor < 0:
         return any(major == known for known, _ in KNOWN) or major == 136
     return (major, minor) in KNOWN

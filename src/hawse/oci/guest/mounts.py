@@ -1,13 +1,13 @@
-"""The mounts of a container: what is shared with the guest for each, and what the guest mounts. Pure but for HostFiles.
+"""Plan the mounts of a container: the shares and the guest's mounts. Pure, except for the questions to HostFiles.
 
 A mount of the specification becomes one of these:
 
-- a share: a directory or file of the host, and a bind of it in the guest; an overlay is mounted on the host first;
-- a socket of the host whose connections are forwarded, beside its share;
-- a file system that the guest has instead: huge pages, shared memory for /dev/shm, the views of a kernel in /proc, /sys
-  and /dev;
+- a share: a directory or file of the host, which the guest binds; an overlay is mounted on the host first;
+- a share with a forwarded socket: connections in the guest are forwarded to a socket of the host;
+- a file system of the guest that replaces the host's: huge pages, shared memory for /dev/shm, and the kernel's file
+  systems in /proc, /sys and /dev;
 - an entry of linux.devices, for a bind of a device node;
-- a mount of the guest's kernel, unchanged: tmpfs, proc and so on.
+- an unchanged mount in the guest: tmpfs, proc and so on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from hawse.oci.guest.known_devices import is_known
 from hawse.oci.guest.mount_types import check_type
 from hawse.oci.guest.share import Share
 
-#: Directories that have the host's VFIO nodes below them, and those nodes.
+#: Directories that contain the host's VFIO nodes, and these nodes.
 _VFIO_DIRECTORIES = ("/dev", "/dev/vfio", "/dev/vfio/devices")
 _VFIO_SHARED = ("/dev/vfio/vfio", "/dev/iommu")
 _VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
@@ -44,8 +44,10 @@ _VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
 
 @dataclass(frozen=True)
 class HostFiles:
-    """What the host has at the sources of mounts, and at paths of namespaces. Each question raises no OSError but
-    ``user_maps``. ``host_name``: the host's, "" for this machine's."""
+    """Questions about the sources of mounts and the paths of namespaces on the host.
+
+    Only ``user_maps`` raises OSError. ``host_name`` is the name of the host; "" means that of the running system.
+    """
 
     is_dir: Callable[[str], bool] = os.path.isdir
     exists: Callable[[str], bool] = os.path.exists
@@ -59,8 +61,10 @@ class HostFiles:
 
 @dataclass(frozen=True)
 class BoundNode:
-    """A device node that a mount binds: the entry of linux.devices that it becomes. ``nodev``: the mount does not let
-    it be opened."""
+    """A device node that a mount binds, and the entry of linux.devices that replaces the mount.
+
+    ``nodev``: an option of the mount forbids opening device nodes.
+    """
 
     index: int
     source: str
@@ -75,7 +79,7 @@ class BoundNode:
 
 @dataclass(frozen=True)
 class GuestMount:
-    """What one mount of the specification becomes. ``entry`` is the mount in the guest, None for a device node."""
+    """The plan for one mount of the specification. ``entry`` is the mount in the guest, None for a device node."""
 
     entry: Document | None
     share: Share | None = None
@@ -89,9 +93,12 @@ class GuestMount:
 
 @dataclass(frozen=True)
 class GuestMounts:
-    """What all mounts become. ``memory`` has the bytes of file systems of shared memory, by name; ``huge`` the file
-    systems of huge pages, by name; ``page_sizes`` the KiB of pages of all mounts of hugetlbfs; ``sockets`` those that
-    are forwarded, by the names of their shares."""
+    """The plan for all mounts.
+
+    ``memory`` maps names of shared-memory file systems to their sizes in bytes. ``huge`` maps names to file systems of
+    huge pages, and ``page_sizes`` are the page sizes in KiB of all mounts of hugetlbfs. ``sockets`` are the forwarded
+    sockets by the names of their shares.
+    """
 
     entries: list[Document] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
@@ -105,9 +112,12 @@ class GuestMounts:
 
 @dataclass(frozen=True)
 class MountPlanner:
-    """``bundle`` is its directory, ``maps`` the mappings of the container's user namespace, ``forwarded`` the patterns
-    of sockets of the host that connections are forwarded to. ``notified`` is the source of the socket for
-    notifications, which the agent serves, "" for none."""
+    """Plans the mounts of one container.
+
+    ``bundle`` is the directory of the bundle, ``maps`` the mappings of the container's user namespace, and
+    ``forwarded`` the patterns of the host's sockets to which connections are forwarded. ``notified`` is the source of
+    the notification socket, which the agent serves in the guest; "" for none.
+    """
 
     bundle: str
     container: str
@@ -117,7 +127,7 @@ class MountPlanner:
     files: HostFiles
 
     def plan_all(self, mounts: Sequence[Document]) -> GuestMounts:
-        """Raises :class:`ConfigError` naming the mount that a guest cannot have."""
+        """Plan all mounts. Raises :class:`ConfigError` naming a mount that a guest cannot support."""
         planned = [self.plan(index, mount) for index, mount in enumerate(mounts)]
         return GuestMounts(
             entries=_present(each.entry for each in planned),
@@ -131,7 +141,7 @@ class MountPlanner:
         )
 
     def plan(self, index: int, mount: Document) -> GuestMount:
-        """One mount. Raises :class:`ConfigError` naming it."""
+        """Plan one mount. Raises :class:`ConfigError` naming it."""
         where = f"{self.bundle}/config.json: mounts[{index}]"
         bind = is_bind(mount)
         check_options(where, mount.get("options") or ())
@@ -171,14 +181,14 @@ class MountPlanner:
         if not mount.get("source"):
             raise ConfigError(
                 f"{where}.source: missing",
-                hint=f"name the directory or file of the host that is to be at {destination}",
+                hint=f"set it to the directory or file of the host to mount at {destination}",
             )
         source = os.path.normpath(os.path.join(self.bundle, mount["source"]))
         view = kernel_view(source)
         if not self.files.exists(source) and not view:
             raise ConfigError(
                 f"{where}.source: {source} does not exist",
-                hint=f"make it, or take the mount at {destination} out",
+                hint=f"create it, or remove the mount at {destination}",
             )
         special = self.files.special(source)
         if special is not None and view.startswith("/dev"):
@@ -230,7 +240,7 @@ class MountPlanner:
         if text := host_sockets.obstacle(f"{where}.source", special, self.forwarded):
             return GuestMount(entry, share=share, notes=(warning(text),))
         uid, gid = owners.owner(special.uid, special.gid) if owners else (special.uid, special.gid)
-        # A forwarded socket has a mount of its own, which no other container can replace.
+        # Each forwarded socket is in a separate mount: no other container can replace it.
         return GuestMount(
             entry | {"source": f"{agreed.SOCKETS}/{self.container}/{share.name}"},
             share=replace(share, common=False),
@@ -246,7 +256,7 @@ def _present(values: Iterable[Any]) -> list[Any]:
 
 
 def _bound(index: int, source: str, mount: Document, node: DeviceNode) -> BoundNode:
-    """As a device the container has the node under the same rules, and by its numbers."""
+    """Convert the mount to a device: the device rules apply to it, and the guest creates it by its numbers."""
     device = {
         "path": mount["destination"], "type": node.kind, "major": node.major, "minor": node.minor,
         "fileMode": node.mode, "uid": node.uid, "gid": node.gid,
@@ -255,26 +265,24 @@ def _bound(index: int, source: str, mount: Document, node: DeviceNode) -> BoundN
 
 
 def _is_guests_own(view: str, node: DeviceNode) -> bool:
-    """Whether the guest's node at a path in /dev is meant, or the path is VFIO's (:func:`_guests_own` reports it)."""
+    """Whether a path in /dev means the guest's node, or is a VFIO path, which :func:`_guests_own` handles."""
     is_vfio = view in _VFIO_SHARED or bool(_VFIO_NODE.fullmatch(view))
     return bool(view) and (is_vfio or (node.kind == "c" and is_known(node.major, node.minor)))
 
 
 def _guests_own(where: str, source: str) -> str:
-    """The warning about a bind of the host's view of its kernel, in whose place the guest's is mounted.
+    """The warning about a bind of a path in /proc, /sys or /dev: the guest's path is mounted instead of the host's.
 
-    Raises :class:`ConfigError` for a VFIO device's node: the guest's of that number would be another device's.
+    Raises :class:`ConfigError` for the node of a VFIO device: the guest's node of that number is another device.
     """
     if _VFIO_NODE.fullmatch(source):
         raise ConfigError(
-            f"{where}: {source} is a device of the host's, and a mount of it would be the guest's of that number",
-            hint="name it in linux.devices: --device in place of --volume",
+            f"{where}: {source} is a device of the host; in the guest the same path is another device",
+            hint="list it in linux.devices: use --device instead of --volume",
         )
     if source in _VFIO_DIRECTORIES:
         return (
-            f"{where}: {source} is the guest's own: of the host's VFIO devices it has those alone that linux.devices "
-            "names [name them there: --device /dev/vfio/NN for each group]"
+            f"{where}: {source} is the guest's: it contains only the VFIO devices of the host that linux.devices lists "
+            "[list them there: --device /dev/vfio/NN for each group]"
         )
-    return (
-        f"{where}: {source[:200]} is the guest's own, not the host's [bind files that are not below /proc, /sys, /dev]"
-    )
+    return f"{where}: {source[:200]} is the guest's, not the host's [bind files that are not below /proc, /sys or /dev]"

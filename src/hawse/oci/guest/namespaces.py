@@ -1,4 +1,4 @@
-"""The namespaces of a container: which ones the guest creates, which ones it joins, and their users and names. Pure."""
+"""Plan a container's namespaces: which the guest creates or joins, their user mappings and host names. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ _JOINABLE = ("pid", "ipc", "user", "uts")
 
 @dataclass(frozen=True)
 class Namespaces:
-    """``own`` are the kinds that the guest creates for the container. ``joins`` has, by kind, the path of one that
-    another container of the sandbox has. ``network`` is the path of the host's network namespace, "" for a new one.
+    """The namespaces of a container.
+
+    ``own`` are the kinds that the guest creates for it. ``joins`` maps a kind to the path of a namespace of another
+    container of the sandbox. ``network`` is the path of the network namespace on the host, "" for a new one.
     """
 
     own: tuple[str, ...]
@@ -28,10 +30,10 @@ class Namespaces:
 
 
 def plan_namespaces(name: str, linux: Linux, role: str) -> Namespaces:
-    """Decide for each namespace of the specification. ``name`` is the document's.
+    """Decide for each namespace of the specification. ``name`` is the document's name for errors.
 
-    The guest's network namespace is that of all its containers, unless a container of a pod asks for a new one. A user
-    namespace that an engine has made is known only by its mappings: the guest creates one with the same mappings.
+    All containers of a guest share its network namespace, unless a container of a pod requests a new one. If an engine
+    created a user namespace, the guest creates one with the same mappings.
 
     Raises :class:`ConfigError` for a namespace that a VM cannot have.
     """
@@ -53,23 +55,23 @@ def plan_namespaces(name: str, linux: Linux, role: str) -> Namespaces:
             joins[kind] = path
         else:
             raise ConfigError(
-                f"{name}: linux.namespaces[{index}]: the {kind} namespace at {path[:200]} is one of the host's kernel, "
-                "and the container has another kernel",
+                f"{name}: linux.namespaces[{index}]: the {kind} namespace at {path[:200]} belongs to the host kernel, "
+                "and the container runs on another kernel",
                 hint="remove the path; containers of one pod can share pid, ipc, user and uts namespaces",
             )
     return Namespaces(tuple(own), joins, _network(name, linux))
 
 
 def _network(name: str, linux: Linux) -> str:
-    """The path of the network namespace. A VM cannot have the host's network, nor the host's mounts."""
+    """The path of the network namespace. Refuse the host's network and the host's mounts: a VM cannot share them."""
     paths = {namespace.type: namespace.path for namespace in linux.namespaces or ()}
     for kind, what in (("network", "network, which a virtual machine cannot share"), ("mount", "mounts")):
         if kind not in paths:
             raise ConfigError(
-                f"{name}: linux.namespaces: none of type {kind}: the container would have the host's {what}",
-                hint="name one, or have the engine do it: no --network=host, and no hostNetwork for a pod"
+                f"{name}: linux.namespaces: none of type {kind}: the container would use the host's {what}",
+                hint="add one, or let the engine add it: do not use --network=host, or hostNetwork for a pod"
                 if kind == "network"
-                else "name one",
+                else "add one",
             )
     return paths["network"]
 
@@ -80,22 +82,22 @@ def user_maps_of(
     namespaces: Namespaces,
     read: Callable[[str], idmap.Maps],
 ) -> idmap.Maps:
-    """The mappings of the container's user namespace; empty without one. ``name`` is the document's.
+    """The mappings of the container's user namespace, empty without one. ``name`` is the document's name for errors.
 
     ``read`` returns the mappings of a user namespace of the host, and raises OSError. Raises :class:`ConfigError`.
     """
-    given = idmap.of_linux(linux_of(spec))
+    maps = idmap.of_linux(linux_of(spec))
     user = process_of(spec).get("user") or {}
     if "user" not in namespaces.own:
-        return given
-    if all(given):
-        idmap.check_user_map(name, given, user)
-        return given
+        return maps
+    if all(maps):
+        idmap.check_user_map(name, maps, user)
+        return maps
     [path] = [entry.get("path") for entry in linux_of(spec)["namespaces"] if entry["type"] == "user"]
     if not path:
         raise ConfigError(
             f"{name}: linux.uidMappings and gidMappings: the user namespace has no users or no groups",
-            hint="map at least 0: containerID 0, hostID 100000, size 65536",
+            hint="map at least ID 0: containerID 0, hostID 100000, size 65536",
         )
     try:
         uids, gids = read(path)
@@ -116,11 +118,11 @@ def user_maps_of(
 def with_namespaces(spec: Mapping[str, Any], namespaces: Namespaces, maps: idmap.Maps) -> Document:
     """The specification with the namespaces that the guest creates.
 
-    A new user namespace has the specification's mappings, or ``maps`` if the specification gives a path.
+    The mappings of a new user namespace are the specification's, or ``maps`` if the specification contains a path.
     """
     kinds: list[Document] = [{"type": kind} for kind in namespaces.own]
     if "user" in namespaces.joins:
-        # The guest's runtime would take the mappings for those of a new namespace.
+        # With mappings, the guest's runtime would create a new namespace.
         return with_linux(spec, namespaces=kinds, uidMappings=None, gidMappings=None)
     if "user" not in namespaces.own or all(idmap.of_linux(linux_of(spec))):
         return with_linux(spec, namespaces=kinds)
@@ -129,10 +131,10 @@ def with_namespaces(spec: Mapping[str, Any], namespaces: Namespaces, maps: idmap
 
 
 def with_names(name: str, spec: Mapping[str, Any], namespaces: Namespaces, host: str) -> Document:
-    """The specification with a uts namespace and its names; ``name`` is the document's.
+    """Add a uts namespace, and the host and domain names. ``name`` is the document's name for errors.
 
-    A container without a uts namespace has the ``host``'s name, for which it needs a namespace in the guest. The domain
-    is a sysctl, since crun 1.8.1 does not read the field; the kernel has it for both (kernel/utsname_sysctl.c).
+    A container without a uts namespace gets the name of the ``host``, and needs a uts namespace in the guest for it.
+    crun 1.8.1 does not read the field ``domainname``, so the domain is set as a sysctl (Linux kernel/utsname_sysctl.c).
     """
     spec = dict(spec)
     if "uts" not in (*namespaces.own, *namespaces.joins):

@@ -1,6 +1,6 @@
-"""Mounts of type ``overlay``, which are made on the host: their layers are the host's directories. Pure.
+"""Mounts of type ``overlay``. They are mounted on the host, since their layers are directories of the host. Pure.
 
-Podman asks for them by ``--volume DIR:/data:O`` and for volumes of images (containers/buildah pkg/overlay/overlay.go).
+Podman creates them for ``--volume DIR:/data:O`` and for volumes of images (containers/buildah pkg/overlay/overlay.go).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from hawse.errors import ConfigError
 from hawse.oci.guest.bind_sources import kernel_view
 
 KIND = "overlay"
-#: Options of mounts of any kind; what is none of these is the file system's (runc libcontainer/specconv/spec_linux.go).
+#: Options that apply to mounts of any type; other options belong to the file system (runc
+#: libcontainer/specconv/spec_linux.go).
 _FLAGS = frozenset(
     (
         "async", "atime", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud", "mand",
@@ -25,22 +26,25 @@ _FLAGS = frozenset(
         "strictatime", "suid", "symfollow", "sync",
     )
 )  # fmt: skip
-#: Those of overlayfs that name no files (Linux Documentation/filesystems/overlayfs.rst), and of SELinux (mount(8)).
+#: Options of overlayfs without paths (Linux Documentation/filesystems/overlayfs.rst), and of SELinux (mount(8)).
 _FLAGS_OF_OVERLAY = ("userxattr", "volatile", "default_permissions")
 _VALUES = (
     "redirect_dir", "index", "uuid", "nfs_export", "xino", "metacopy", "verity",
     "context", "fscontext", "defcontext", "rootcontext",
 )  # fmt: skip
 _PATHS = ("lowerdir", "upperdir", "workdir")
-#: One option: a backslash takes the comma after it along, and so do quotes around a label (fs/overlayfs/params.c,
-#: ovl_next_opt(); security/selinux/hooks.c, selinux_sb_eat_lsm_opts()).
+#: One option. A backslash escapes a comma, and so do quotes around a label (fs/overlayfs/params.c, ovl_next_opt();
+#: security/selinux/hooks.c, selinux_sb_eat_lsm_opts()).
 _OPTION = re.compile(r'(?:fs|def|root)?context="[^"]*"|(?:\\.|[^,\\]|\\$)+', re.DOTALL)
 _LAYER = re.compile(r"(?:\\.|[^:\\]|\\$)*", re.DOTALL)
 
 
 class Overlay(msgspec.Struct, frozen=True, kw_only=True):
-    """Absolute paths of its layers, the uppermost of the lower ones first; ``upper`` is "" where nothing is written.
-    ``options`` are name and value, "" for a flag."""
+    """An overlay: the absolute paths of its layers and its options.
+
+    ``lowers`` are ordered from the top. ``upper`` is "" for a read-only overlay. ``options`` are pairs of name and
+    value, with the value "" for a flag.
+    """
 
     lowers: tuple[str, ...]
     upper: str = ""
@@ -49,76 +53,80 @@ class Overlay(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def key(self) -> str:
-        """The same for the same overlay."""
+        """A key that is equal for equal overlays."""
         return f"{KIND} {msgspec.json.encode(self).decode()}"
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """A description for messages."""
         return f"the overlay on {self.lowers[0][:200]}"
 
 
 def read(where: str, options: Sequence[str], *, readonly: bool) -> tuple[Overlay, list[str]]:
-    """The overlay that a mount's options ask for, and the other options. ``where`` names the mount in errors.
+    """Return the overlay that a mount's options define, and the other options. ``where`` names the mount in errors.
 
-    One that is mounted read-only has its upper directory as the first of the lower ones: nothing is written to it.
-    Raises :class:`ConfigError`.
+    If the mount is read-only, the upper directory becomes the first of the lower ones, so that nothing is written to
+    it. Raises :class:`ConfigError`.
     """
     where = f"{where}.options"
     flags = [option for option in options if option in _FLAGS]
-    found: dict[str, str] = {}
-    # The options are parts of one text, which the kernel takes apart: engines split a path at its commas.
+    values: dict[str, str] = {}
+    # Engines split paths at their commas. Join the options to one text, and split it as the kernel does.
     for option in _OPTION.findall(",".join(option for option in options if option not in _FLAGS)):
         name, equals, value = option.partition("=")
         if not ((name in _PATHS or name in _VALUES) and equals and value) and not (
             name in _FLAGS_OF_OVERLAY and not equals
         ):
             raise ConfigError(
-                f"{where}: {option[:80]!r} is no option of an overlay that hawse knows",
-                hint=f"known: {', '.join((*_PATHS, *_FLAGS_OF_OVERLAY, *_VALUES))}",
+                f"{where}: {option[:80]!r} is not an overlay option that hawse supports",
+                hint=f"supported: {', '.join((*_PATHS, *_FLAGS_OF_OVERLAY, *_VALUES))}",
             )
-        found[name] = value  # of two the kernel takes the last
-    lowers = [_unescape(layer) for layer in _layers(found.pop("lowerdir", ""))]
-    upper, work = (_unescape(found.pop(name, "")) for name in ("upperdir", "workdir"))
+        values[name] = value  # of two equal options the kernel uses the last
+    lowers = [_unescape(layer) for layer in _layers(values.pop("lowerdir", ""))]
+    upper, work = (_unescape(values.pop(name, "")) for name in ("upperdir", "workdir"))
     if upper and readonly:
         lowers, upper, work = [upper, *lowers], "", ""
     _check(where, lowers, upper, work)
-    values = tuple((name, value.strip('"')) for name, value in found.items())
-    return Overlay(lowers=tuple(lowers), upper=upper, work=work if upper else "", options=values), flags
+    pairs = tuple((name, value.strip('"')) for name, value in values.items())
+    return Overlay(lowers=tuple(lowers), upper=upper, work=work if upper else "", options=pairs), flags
 
 
 def _check(where: str, lowers: Sequence[str], upper: str, work: str) -> None:
     if not lowers:
-        raise ConfigError(f"{where}: lowerdir: missing", hint="name the directory that is to be seen")
+        raise ConfigError(f"{where}: lowerdir: missing", hint="set it to the directories to show")
     if upper and not work:
-        raise ConfigError(f"{where}: workdir: missing", hint="name an empty directory beside the upper one")
+        raise ConfigError(
+            f"{where}: workdir: missing", hint="set it to an empty directory on the file system of upperdir"
+        )
     if not upper and len(lowers) < 2:
         raise ConfigError(
             f"{where}: lowerdir: an overlay without an upper directory needs two directories",
-            hint="name upperdir and workdir, or have a read-only bind of the directory",
+            hint="set upperdir and workdir, or use a read-only bind of the directory",
         )
     names = [*(("lowerdir", lower) for lower in lowers), ("upperdir", upper), ("workdir", work)]
     for name, path in names:
         if not path and name == "lowerdir":
-            raise ConfigError(f"{where}: lowerdir: a layer is empty, or of data only", hint="name directories")
+            raise ConfigError(
+                f"{where}: lowerdir: a layer is empty or data-only", hint="list directories, separated by colons"
+            )
         if path and not path.startswith("/"):
             raise ConfigError(f"{where}: {name}: {path[:200]!r} is not absolute", hint="begin it with /")
         if path and (view := kernel_view(path)):
             raise ConfigError(
-                f"{where}: {name}: {path[:200]} is the host's view of its kernel, {view[:200]}",
-                hint="name directories that are not below /proc, /sys and /dev",
+                f"{where}: {name}: {path[:200]} is a file system of the host kernel, {view[:200]}",
+                hint="use directories that are not below /proc, /sys or /dev",
             )
 
 
 def _layers(text: str) -> list[str]:
-    """The parts of a text between colons that no backslash precedes."""
-    found, place = [], 0
+    """Split a text at its colons, except at those after a backslash."""
+    layers, place = [], 0
     while text and place <= len(text):
         match = _LAYER.match(text, place)
         assert match is not None
-        found.append(match[0])
+        layers.append(match[0])
         place = match.end() + 1
-    return found
+    return layers
 
 
 def _unescape(text: str) -> str:

@@ -12,12 +12,12 @@ ROOTFS = "rootfs"
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
-    """It appears in the guest as /run/hawse/share/<container>/<name>, unless another share has the same files.
+    """A share. It appears in the guest as /run/hawse/share/<container>/<name>, unless another share has the same files.
 
-    ``private``: mounts that the host makes below it later do not appear, and unless it is ``recursive`` those that the
-    host made before do not either. ``readonly_below``: mounts below it are read-only as well. ``owners`` maps the
-    owners of files, None for none. ``common``: its files are the same in the guest as those of other shares with the
-    same source. ``overlay``: it is mounted on the host and shared, and ``source`` is its name for messages.
+    ``private``: mounts that the host adds below it later do not appear in the guest. ``recursive``: mounts that already
+    exist below it appear. ``readonly_below``: mounts below it are read-only as well. ``owners`` maps the owners of
+    files, None without a mapping. ``common``: in the guest its files are identical to those of other shares with the
+    same source. ``overlay``: the overlay that is mounted on the host and shared; ``source`` is then its description.
     """
 
     name: str

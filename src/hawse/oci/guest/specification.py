@@ -1,7 +1,7 @@
-"""The specification that the guest gets, and what is shared with it: a pipeline of pure steps from a bundle.
+"""Convert a bundle to the guest's specification and the shares for it, in a pipeline of pure steps.
 
-Each step returns a copy with its part of the document in the guest's terms: version and root, hooks, namespaces,
-mounts, limits, names and sysctls. The host's files are asked through :class:`hawse.oci.guest.mounts.HostFiles`.
+Each step returns a copy in which one part is converted for the guest: version and root, hooks, namespaces, mounts,
+limits, names and sysctls. Questions about the host's files go through :class:`hawse.oci.guest.mounts.HostFiles`.
 """
 
 from __future__ import annotations
@@ -28,20 +28,19 @@ from hawse.oci.pods import SINGLE
 from hawse.oci.process.notify_socket import in_mounts
 from hawse.oci.types import Linux
 
-#: crun 1.8.1, Debian 12's, takes only versions with "1.0" in them (src/libcrun/container.c).
+#: crun 1.8.1, the version of Debian 12, accepts only versions that contain "1.0" (src/libcrun/container.c).
 GUEST_VERSION = "1.0.2"
 _HOST = HostFiles()
 
 
 @dataclass(frozen=True)
 class GuestPlan:
-    """The guest's specification, and what is shared with it.
+    """The guest's specification, and what is shared with the guest.
 
-    ``memory`` has the bytes of file systems of shared memory, by name, ``huge`` the file systems of huge pages.
-    ``hugepages`` are limits, pages by the KiB of one, and ``page_sizes`` the KiB of those that are mounted. ``hooks``
-    run on the host. ``sysctls`` are of the network. ``label`` is the SELinux label of the VM's programs on the host.
-    ``bound`` are device nodes that mounts bind: the last entries of ``linux.devices`` of ``spec``, in their order.
-    ``sockets`` are those of the host that connections are forwarded to, by the names of their shares.
+    The device nodes of ``mounts.bound`` are the last entries of ``linux.devices`` in ``spec``, in the same order.
+    ``rootfs`` is the share of the root file system. ``hugepages`` are limits: counts of pages by page size in KiB.
+    ``hooks`` run on the host. ``sysctls`` are settings of the guest's network. ``label`` is the SELinux label of the
+    VM's programs on the host.
     """
 
     spec: Document
@@ -63,11 +62,12 @@ class GuestPlan:
 def plan_guest(
     bundle: Bundle, *, container: str, role: str = SINGLE, forwarded: Sequence[str] = (), files: HostFiles = _HOST
 ) -> GuestPlan:
-    """The plan. Raises :class:`ConfigError` for what a guest cannot have, naming the field.
+    """Plan the guest's specification. Raises :class:`ConfigError` naming a field that a guest cannot support.
 
-    Left out, since the guest has its own kernel: the network namespace (the guest's is the container's), labels of
-    security modules (the guest has no policy), the host's cgroup path. Paths of namespaces mean something only within a
-    pod. ``forwarded`` are patterns of sockets of the host that connections are forwarded to.
+    Fields that do not apply to the guest's separate kernel are removed: the network namespace (the container uses that
+    of the guest), labels of security modules (the guest loads no policy), and the host's cgroup path. Paths of
+    namespaces have a meaning only within a pod. ``forwarded`` are the patterns of the host's sockets to which
+    connections are forwarded.
     """
     name = f"{bundle.path}/config.json"
     linux = bundle.spec.linux or Linux()
@@ -104,23 +104,23 @@ def plan_guest(
 
 
 def _with_root(spec: Mapping[str, Any], container: str, hooks: Hooks) -> Document:
-    """The version, the root file system in the share, and the hooks that run in the guest."""
+    """Set the version, the path of the root file system in the share, and the hooks that run in the guest."""
     root = {**spec["root"], "path": f"{agreed.SHARE}/{container}/{ROOTFS}"}
     rest = {key: value for key, value in spec.items() if key != "hooks"}
     return rest | {"ociVersion": GUEST_VERSION, "root": root} | ({"hooks": hooks} if hooks else {})
 
 
 def _notified(bundle: Bundle) -> str:
-    """The source of the mount that has the socket for the container's notifications; "" without one of its own."""
+    """The source of the mount that is the container's notification socket; "" if no mount is."""
     notify = in_mounts(process_of(bundle.raw), bundle.raw.get("mounts") or (), bundle=bundle.path)
     return notify.host if notify is not None and not notify.below else ""
 
 
 def _with_limits(name: str, spec: Mapping[str, Any], linux: Linux, bound: Sequence[BoundNode]) -> Document:
-    """Limits as the guest's cgroup has them, device rules as runc applies them, and devices that mounts bind.
+    """Set the limits of the guest's cgroup, the device rules as runc applies them, and the devices that mounts bind.
 
-    The numbers of CPUs and memory nodes are the host's: they are for the host's cgroup. crun 1.8.1 reads cpu.burst and
-    sets nothing: it is named as the file of the cgroup that it is.
+    Lists of CPUs and memory nodes use the host's numbers and apply to the host's cgroup only. crun 1.8.1 reads
+    cpu.burst but does not set it, so the limit is passed in ``unified`` with the name of its cgroup file.
     """
     resources = dict(linux_of(spec).get("resources") or {})
     cpu = resources.get("cpu") or {}
@@ -135,10 +135,10 @@ def _with_limits(name: str, spec: Mapping[str, Any], linux: Linux, bound: Sequen
 
 
 def _without_network_sysctls(spec: Mapping[str, Any]) -> tuple[Document, dict[str, str]]:
-    """The specification without sysctls of the guest's own network, and these.
+    """Split off the sysctls of the guest's network: return the specification without them, and these sysctls.
 
-    crun takes the guest's network for a host's and would refuse them: the agent sets them. A container with a network
-    namespace in the guest keeps them.
+    crun would refuse them, since the container uses the network of the system that crun runs on. The agent sets them
+    instead. A container with a network namespace in the guest keeps them.
     """
     linux = linux_of(spec)
     all_of_them = linux.get("sysctl") or {}

@@ -12,15 +12,15 @@ from hawse.errors import ConfigError
 
 #: The kernel's default period of a CPU quota in µs (Linux Documentation/scheduler/sched-bwc.rst).
 _PERIOD = 100_000
-#: Processes and threads of a sandbox on the host. QEMU may have 1024; each `exec` has a proxy of three threads.
+#: Maximum processes and threads of a sandbox on the host. QEMU may use 1024, and each `exec` runs a proxy with three.
 TASKS = 4096
 
 
 class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Limits of a cgroup on the host; 0 and "" change nothing.
+    """Limits of a cgroup on the host; 0 and "" mean that a limit is not changed.
 
-    ``memory`` in bytes, ``tasks`` in processes and threads. ``quota`` is CPU time per ``period``, both in µs, -1
-    for no limit.
+    ``memory`` in bytes, ``tasks`` in processes and threads. ``quota`` is CPU time per ``period``, both in µs; a
+    quota of -1 means no limit.
     """
 
     shares: int = 0
@@ -33,14 +33,17 @@ class HostLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def asked_for(self) -> HostLimits:
-        """Those that the container asks for, without hawse's own."""
+        """The limits that the container requests, without those that hawse adds."""
         return HostLimits(shares=self.shares, cpus=self.cpus, mems=self.mems)
 
 
 class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A path below each hierarchy's root, "" for none. ``unit`` is systemd's name of it, in ``slice``, "" where the
-    path is made without systemd. ``vm``: the virtual machine is in it; the other containers of a pod have their
-    proxies in theirs."""
+    """A cgroup on the host: ``path`` is below the root of each hierarchy, "" for no cgroup.
+
+    ``unit`` is the systemd unit of the cgroup, in the slice ``slice``; both are "" if hawse creates the cgroup without
+    systemd. ``vm``: the virtual machine runs in this cgroup. The cgroups of a pod's other containers contain only their
+    proxies.
+    """
 
     path: str = ""
     slice: str = ""
@@ -50,7 +53,7 @@ class CgroupPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def default_path(container: str, parent: str, *, systemd: bool) -> str:
-    """The cgroup's path of a container whose specification has none, below ``parent``, as runc makes it
+    """The cgroup path, below ``parent``, of a container whose specification has no path. It is runc's default
     (libcontainer/cgroups/fs2/defaultpath.go, systemd/common.go)."""
     return f":hawse:{container}" if systemd else f"{parent.rstrip('/')}/{container}"
 
@@ -64,9 +67,12 @@ def plan_cgroup(
     of_vm: HostLimits | None = None,
     default: str = "",
 ) -> CgroupPlan:
-    """The plan. ``name`` is the configuration's. ``of_vm``: the memory and the tasks of the virtual machine and its
-    helpers, where it is in this cgroup. ``default`` is the path where the specification has none and asks for something
-    that only a cgroup of the host can give. Raises :class:`ConfigError`."""
+    """Plan the cgroup on the host. ``name`` is the document's name for errors.
+
+    ``of_vm`` are the limits of memory and tasks for the virtual machine and its helpers, if they run in this cgroup.
+    ``default`` is the path to use if the specification has no path but sets a limit that only a cgroup of the host can
+    enforce. Raises :class:`ConfigError`.
+    """
     vm = of_vm is not None
     limits = host_limits(resources, vm=vm)
     if not path and limits != HostLimits():
@@ -93,7 +99,7 @@ def plan_cgroup(
 
 
 def expand_slice(name: str) -> str:
-    """The path of a slice: "a-b.slice" is in "a.slice" (systemd.slice(5)). Raises ValueError."""
+    """The cgroup path of a slice: "a-b.slice" is a child of "a.slice" (systemd.slice(5)). Raises ValueError."""
     stem = name.removesuffix(".slice")
     if stem == name or not stem:
         raise ValueError(name)
@@ -106,16 +112,16 @@ def expand_slice(name: str) -> str:
 
 
 def vm_limits(memory_mib: int, overhead_mib: int) -> HostLimits:
-    """The memory and the tasks that a virtual machine and its helpers may have. ``overhead_mib``: beside the guest's
-    memory, 0 for no limit."""
+    """The limits of memory and tasks for a virtual machine and its helpers. ``overhead_mib`` is added to the guest's
+    memory; 0 means no limit."""
     return HostLimits(memory=(memory_mib + overhead_mib) << 20 if overhead_mib else 0, tasks=TASKS)
 
 
 def host_limits(resources: Mapping[str, Any], *, vm: bool) -> HostLimits:
     """The limits of linux.resources that apply to the cgroup on the host.
 
-    The container's memory, processes and CPU time are limited in the guest. The cgroup on the host holds QEMU and the
-    guest's kernel as well, so with a quota it gets one CPU more. ``vm``: the virtual machine is in this cgroup.
+    The guest limits the container's memory, processes and CPU time. The cgroup on the host also contains QEMU and the
+    guest kernel, so its CPU quota is one CPU higher. ``vm``: the virtual machine runs in this cgroup.
     """
     cpu = resources.get("cpu") or {}
     quota, period = cpu.get("quota") or 0, cpu.get("period") or _PERIOD

@@ -1,6 +1,6 @@
-"""Whether an `update` asks for anything: decided without the monitor and the guest. Pure, standard library only.
+"""Decide whether an `update` changes anything, without the monitor and the guest. Pure, standard library only.
 
-A kubelet sends every container's limits again, every ten seconds (Kubernetes pkg/kubelet/cm/cpumanager,
+A kubelet sends the limits of every container again every ten seconds (Kubernetes pkg/kubelet/cm/cpumanager,
 reconcileState()).
 """
 
@@ -11,28 +11,30 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-#: Section of linux.resources → fields that the guest's cgroup takes while the container runs.
+    from hawse.json_text import Document
+
+#: Section of linux.resources → fields that can change in the guest's cgroup while the container runs.
 CHANGEABLE = {
     "memory": ("limit", "reservation", "swap"),
     "cpu": ("shares", "quota", "period"),
     "pids": ("limit",),
 }
-#: Which CPUs and memory nodes: of the host, since the guest counts its own.
+#: CPUs and memory nodes: they apply on the host, since the guest numbers its own.
 ON_HOST = (("cpu", "cpus"), ("cpu", "mems"))
 #: The sections that an update compares; device rules and unknown ones are ignored.
 SECTIONS = (*CHANGEABLE, "unified", "blockIO", "hugepageLimits", "network", "rdma", "intelRdt")
 
 
-def limits_of(resources: Mapping[str, Any]) -> dict[str, Any]:
+def limits_of(resources: Mapping[str, Any]) -> Document:
     """The part of linux.resources that an update is compared with."""
     return {section: resources[section] for section in SECTIONS if resources.get(section)}
 
 
-def changes_nothing(wanted: object, current: Mapping[str, Any]) -> bool:
-    """Whether an update leaves every limit as it is. False also for one that is to be refused."""
-    if not isinstance(wanted, dict):
+def changes_nothing(update: object, current: Mapping[str, Any]) -> bool:
+    """Whether an update leaves every limit unchanged. False also for an update that will be refused."""
+    if not isinstance(update, dict):
         return False
-    for section, value in wanted.items():
+    for section, value in update.items():
         if section not in SECTIONS or value is None:
             continue
         now = current.get(section)
@@ -46,11 +48,11 @@ def changes_nothing(wanted: object, current: Mapping[str, Any]) -> bool:
 
 
 def is_set(value: object) -> bool:
-    """Whether it says anything: zero, null and the empty string change nothing, as in runc (update.go)."""
+    """Whether a value changes anything: zero, null and the empty string do not, as in runc (update.go)."""
     if isinstance(value, dict):
         return any(map(is_set, value.values()))
     return bool(value)
 
 
-def _is_same(wanted: object, now: object) -> bool:
-    return not is_set(wanted) or (type(wanted) is type(now) and wanted == now)
+def _is_same(value: object, now: object) -> bool:
+    return not is_set(value) or (type(value) is type(now) and value == now)

@@ -1,7 +1,7 @@
-"""Lists of CPUs and of memory nodes: linux.resources.cpu.cpus and mems, as the kernel reads and writes them. Pure.
+"""Lists of CPUs and memory nodes (linux.resources.cpu.cpus and mems) in the kernel's format. Pure.
 
-The format is that of bitmap_parselist() (Linux lib/bitmap.c, Documentation/admin-guide/kernel-parameters.rst): numbers,
-ranges, ranges with a stride ("0-31:1/2"), "N" for the last number, "all".
+The format is defined by bitmap_parselist() (Linux lib/bitmap.c, Documentation/admin-guide/kernel-parameters.rst):
+numbers, ranges, ranges with a stride ("0-31:1/2"), "N" for the last number, "all".
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from hawse.errors import ConfigError
 
 _NUMBER = "[0-9]{1,20}|N"
 _RANGE = re.compile(f"({_NUMBER})(?:-({_NUMBER})(?::([0-9]{{1,20}})/([0-9]{{1,20}}))?)?")
-#: Of both kinds of lists.
+#: The field names and what their lists contain.
 _KINDS = {"cpus": "CPU", "mems": "memory node"}
 
 
 def check(name: str, field: str, text: str, *, last: int) -> frozenset[int]:
-    """The numbers of the list. ``field`` is "cpus" or "mems", of the resources that are called ``name``, and ``last``
-    the host's greatest number of that kind.
+    """Parse the list ``text`` of the field ``field`` ("cpus" or "mems"), and check it against the host.
 
-    Raises :class:`ConfigError` for what is no list, for an empty one, and for numbers that the host does not have. No
-    more memory is used for a range than for the host's numbers.
+    ``name`` names the resources in errors, and ``last`` is the host's greatest number of that kind. Raises
+    :class:`ConfigError` for an invalid or empty list, and for numbers that the host does not have. A long range needs
+    no more memory than the host's numbers do.
     """
     where = f"{name}.cpu.{field}: {text[:80]!r}"
     try:
         numbers = parse(text, last=last)
     except ValueError:
-        raise ConfigError(f"{where} is no list of {_KINDS[field]}s", hint="write it as 0-3,8") from None
+        raise ConfigError(f"{where} is not a list of {_KINDS[field]}s", hint="write it as 0-3,8") from None
     except IndexError:
         have = f"0 to {last}" if last else "0 only"
         raise ConfigError(
-            f"{where}: this host does not have all of these: its {_KINDS[field]}s are {have}",
-            hint="name those that it has",
+            f"{where}: this host does not have all of them: its {_KINDS[field]}s are {have}",
+            hint="use only these numbers",
         ) from None
     return numbers
 
 
 def parse(text: str, *, last: int) -> frozenset[int]:
-    """The numbers of a list of one at least. Raises ValueError for what is none, IndexError for one beyond ``last``."""
-    found: set[int] = set()
+    """Parse a list of at least one number. Raises ValueError for other text, IndexError for a number above ``last``."""
+    numbers: set[int] = set()
     for word in filter(None, re.split(r"[,\s]", text, flags=re.ASCII)):
         match = _RANGE.fullmatch("0-N" if word.lower() == "all" else word)
         if match is None:
@@ -52,14 +52,14 @@ def parse(text: str, *, last: int) -> frozenset[int]:
             raise ValueError(word)
         if end > last:
             raise IndexError(word)
-        found.update(number for number in range(begin, end + 1) if (number - begin) % group < used)
-    if not found:
+        numbers.update(number for number in range(begin, end + 1) if (number - begin) % group < used)
+    if not numbers:
         raise ValueError(text)
-    return frozenset(found)
+    return frozenset(numbers)
 
 
 def written(numbers: Iterable[int]) -> str:
-    """The list of the numbers, as short as the kernel writes it: "0-3,8"."""
+    """Format numbers as the kernel does: "0-3,8"."""
     ranges: list[list[int]] = []
     for number in sorted(numbers):
         if ranges and number == ranges[-1][1] + 1:
@@ -70,15 +70,17 @@ def written(numbers: Iterable[int]) -> str:
 
 
 def together(own: str, lists: Iterable[str], *, last: int) -> str:
-    """The list of a pod's virtual machine: the numbers of its containers' lists together, ``own`` where there are none,
-    and where one of the containers has no list: it may use whatever its sandbox may. A list that only the kernel can
-    read counts as none."""
-    found: set[int] = set()
+    """The list for a pod's virtual machine: the union of its containers' lists.
+
+    It is ``own``, the sandbox's list, if there are no lists, or if one of the containers has no list and so may use
+    everything that the sandbox may. A list that only the kernel can parse counts as missing.
+    """
+    union: set[int] = set()
     for text in lists:
         if not text:
             return own
         try:
-            found |= parse(text, last=last)
+            union |= parse(text, last=last)
         except (ValueError, IndexError):
             return own
-    return written(found) or own
+    return written(union) or own

@@ -1,7 +1,7 @@
-"""`update`: what of a container's limits can be changed while it runs, and what they are afterwards. Pure.
+"""`update`: check which limits of a running container are to change, and compute the limits afterwards. Pure.
 
-The fields are config.json's linux.resources. As in runc (update.go), zero, null and the empty string change nothing,
-and device rules are passed over: engines send them along with every update.
+The fields are those of linux.resources in config.json. As in runc (update.go), zero, null and the empty string change
+nothing, and device rules are ignored: engines send them with every update.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from hawse.errors import ConfigError
+from hawse.json_text import Document
 from hawse.oci.limits.changes import CHANGEABLE, ON_HOST, is_set
 from hawse.oci.types import Bytes, Int64, Text, Uint64
 
@@ -24,13 +25,13 @@ _FILES = {
     ("pids", "limit"): "pids.max",
 }
 _REASONS = {
-    "memory": "cgroup v2, which the guest has, knows no such limit",
-    "cpu": "cgroup v2, which the guest has, knows no such limit",
-    "blockIO": "the container's files come over a shared directory: the guest has no disk to limit",
+    "memory": "the guest uses cgroup v2, which has no such limit",
+    "cpu": "the guest uses cgroup v2, which has no such limit",
+    "blockIO": "the container's files are in a shared directory: the guest has no disk to limit",
     "hugepageLimits": "the guest's huge pages are reserved when the container is created",
     "network": "the guest's cgroups do not mark packets",
     "rdma": "the guest has no RDMA devices",
-    "intelRdt": "a guest has no cache allocation",
+    "intelRdt": "the guest cannot allocate CPU cache",
 }
 
 
@@ -53,7 +54,7 @@ class Pids(msgspec.Struct, frozen=True):
 
 
 class Update(msgspec.Struct, frozen=True):
-    """The types of what can be changed, with the bounds of config.json; the rest is only compared."""
+    """The types and bounds of the fields that can change; other fields are only compared."""
 
     memory: Memory | None = None
     cpu: Cpu | None = None
@@ -61,21 +62,21 @@ class Update(msgspec.Struct, frozen=True):
     unified: dict[str, str] | None = None
 
 
-def merge(wanted: object, current: Mapping[str, Any]) -> dict[str, Any]:
-    """The limits after the update. Raises :class:`ConfigError` naming a field that cannot be applied."""
-    if not isinstance(wanted, dict):
-        raise ConfigError("update: the resources are no JSON object", hint="see linux.resources in config-linux.md")
+def merge(update: object, current: Mapping[str, Any]) -> Document:
+    """Return the limits after the update. Raises :class:`ConfigError` naming a field that cannot be applied."""
+    if not isinstance(update, dict):
+        raise ConfigError("update: the resources are not a JSON object", hint="see linux.resources in config-linux.md")
     try:
-        update = msgspec.convert(wanted, Update)
+        fields = msgspec.convert(update, Update)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at `$")
         raise ConfigError(
             f"update: {where.strip('`.') or 'resources'}: {what[0].lower()}{what[1:].replace('`', '')}",
             hint="see linux.resources in config-linux.md",
         ) from None
-    _check_size(update.cpu or Cpu())
+    _check_size(fields.cpu or Cpu())
     merged = copy.deepcopy(dict(current))
-    for section, value in wanted.items():
+    for section, value in update.items():
         if section == "unified":
             _merge_unified(merged, value or {}, current.get("unified") or {})
         elif section in CHANGEABLE:
@@ -91,13 +92,13 @@ def merge(wanted: object, current: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def for_guest(merged: Mapping[str, Any]) -> dict[str, Any]:
-    """What of the limits the guest is to set.
+def for_guest(merged: Mapping[str, Any]) -> Document:
+    """The limits that the guest has to set.
 
-    One below zero is none. crun 1.8.1 leaves the file as it is then (src/libcrun/cgroup-resources.c), so the file is
-    named.
+    A negative limit means unlimited. crun 1.8.1 does not write the cgroup file in this case
+    (src/libcrun/cgroup-resources.c), so it is set through ``unified``.
     """
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Document] = {}
     unified: dict[str, str] = {}
     for section, fields in CHANGEABLE.items():
         for field in fields:
@@ -111,9 +112,12 @@ def for_guest(merged: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Of limits of :func:`for_guest` those that are to be set again: whole sections, since their fields belong together
-    (``swap`` is memory and swap; cpu.max has quota and period), and single files of ``unified``."""
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Document:
+    """The limits of :func:`for_guest` that have to be set again after a change.
+
+    These are whole sections, since their fields depend on each other (``swap`` is the sum of memory and swap; cpu.max
+    contains quota and period), and single files of ``unified``.
+    """
     changed = {section: value for section, value in after.items() if value != before.get(section)}
     if "unified" in changed:
         known = before.get("unified") or {}
@@ -121,7 +125,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
     return {section: value for section, value in changed.items() if value}
 
 
-def _merge_unified(merged: dict[str, Any], values: Mapping[str, str], current: Mapping[str, str]) -> None:
+def _merge_unified(merged: Document, values: Mapping[str, str], current: Mapping[str, str]) -> None:
     for name, value in values.items():
         if value == current.get(name):
             continue
@@ -133,14 +137,14 @@ def _merge_unified(merged: dict[str, Any], values: Mapping[str, str], current: M
         merged["unified"] = {**(merged.get("unified") or {}), name: value}
 
 
-def _refuse_change(name: str, wanted: object, current: object, section: str) -> None:
-    """Engines send what config.json has again, and nothing in many ways; anything else would be a change."""
-    if is_set(wanted) and wanted != current:
+def _refuse_change(name: str, value: object, current: object, section: str) -> None:
+    """Refuse a new value. Engines repeat the values of config.json, or send values that mean "unchanged"."""
+    if is_set(value) and value != current:
         raise ConfigError(f"update: {name} cannot be changed while the container runs: {_REASONS[section]}")
 
 
 def _check_size(cpu: Cpu) -> None:
-    """Refuse what 64 bits cannot hold without a sign; msgspec has no bounds beyond those with one."""
+    """Check the bound of unsigned fields of 64 bits: msgspec has no bounds above 2**63 - 1."""
     for field, number in (("shares", cpu.shares), ("period", cpu.period)):
         if (number or 0) >= 2**64:
             raise ConfigError(
@@ -149,10 +153,10 @@ def _check_size(cpu: Cpu) -> None:
 
 
 def _check_swap(memory: Mapping[str, Any]) -> None:
-    """As runc: ``swap`` is memory and swap together (config-linux.md)."""
+    """Check the limits as runc does: ``swap`` is the sum of memory and swap (config-linux.md)."""
     limit, swap = memory.get("limit") or 0, memory.get("swap") or 0
     if swap > 0 and not 0 < limit <= swap:
         raise ConfigError(
-            f"update: memory.swap {swap} is memory and swap together, and memory.limit is {limit or 'not set'}",
-            hint="give both, the first not less than the second",
+            f"update: memory.swap {swap} is the sum of memory and swap, and memory.limit is {limit or 'not set'}",
+            hint="set both, and memory.swap to at least memory.limit",
         )

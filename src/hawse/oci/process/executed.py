@@ -1,4 +1,4 @@
-"""A further process of a container: its own with what `exec` changes of it, as runc makes it (exec.go). Pure."""
+"""The process of an `exec`: the container's process with the changes of the options, as in runc (exec.go). Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hawse.errors import UsageError
+from hawse.json_text import Document
 from hawse.oci.fields import review_process
 
 _SETS = ("bounding", "effective", "permitted", "ambient")
@@ -14,7 +15,7 @@ _SETS = ("bounding", "effective", "permitted", "ambient")
 
 @dataclass(frozen=True)
 class Changes:
-    """What the options of `exec` say; empty strings, tuples and False change nothing."""
+    """The options of `exec`; empty strings, empty tuples and False change nothing."""
 
     args: tuple[str, ...]
     terminal: bool = False
@@ -26,23 +27,23 @@ class Changes:
     no_new_privileges: bool = False
 
 
-def change(process: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
-    """The new process; ``process`` stays as it is. Raises :class:`UsageError` for what makes no sense."""
-    made, _ = review_process("exec", dict(process) | {"args": list(changes.args), "terminal": changes.terminal})
-    made.pop("consoleSize", None)
+def change(process: Mapping[str, Any], changes: Changes) -> Document:
+    """Return the new process; ``process`` is not changed. Raises :class:`UsageError` for invalid options."""
+    changed, _ = review_process("exec", dict(process) | {"args": list(changes.args), "terminal": changes.terminal})
+    changed.pop("consoleSize", None)
     if changes.cwd:
-        made["cwd"] = changes.cwd
-    made["env"] = [*(process.get("env") or ()), *changes.env]
+        changed["cwd"] = changes.cwd
+    changed["env"] = [*(process.get("env") or ()), *changes.env]
     if changes.user or changes.groups:
-        made["user"] = _user(dict(process.get("user") or {}), changes)
+        changed["user"] = _user(dict(process.get("user") or {}), changes)
     if changes.capabilities:
-        made["capabilities"] = _capabilities(process.get("capabilities") or {}, changes.capabilities)
+        changed["capabilities"] = _capabilities(process.get("capabilities") or {}, changes.capabilities)
     if changes.no_new_privileges:
-        made["noNewPrivileges"] = True
-    return made
+        changed["noNewPrivileges"] = True
+    return changed
 
 
-def _user(user: dict[str, Any], changes: Changes) -> dict[str, Any]:
+def _user(user: Document, changes: Changes) -> Document:
     if changes.user:
         uid, colon, gid = changes.user.partition(":")
         if not (_is_id(uid) and (_is_id(gid) or not colon)):
@@ -50,18 +51,18 @@ def _user(user: dict[str, Any], changes: Changes) -> dict[str, Any]:
         user |= {"uid": int(uid)} | ({"gid": int(gid)} if gid else {})
     for group in changes.groups:
         if not _is_id(str(group)):
-            raise UsageError(f"exec: --additional-gids {group} is no group's number")
+            raise UsageError(f"exec: --additional-gids {group} is not a group ID")
     if changes.groups:
         user["additionalGids"] = [*(user.get("additionalGids") or ()), *changes.groups]
     return user
 
 
-def _capabilities(have: Mapping[str, Any], added: tuple[str, ...]) -> dict[str, Any]:
+def _capabilities(current: Mapping[str, Any], added: tuple[str, ...]) -> Document:
     for name in added:
         if not name.startswith("CAP_"):
-            raise UsageError(f"exec: --cap {name[:80]!r} is no capability", hint="write it as CAP_NET_ADMIN")
-    made = {**have} | {kind: [*(have.get(kind) or ()), *added] for kind in _SETS}
-    return {kind: list(dict.fromkeys(names or ())) for kind, names in made.items()}
+            raise UsageError(f"exec: --cap {name[:80]!r} is not a capability", hint="write it as CAP_NET_ADMIN")
+    sets = {**current} | {kind: [*(current.get(kind) or ()), *added] for kind in _SETS}
+    return {kind: list(dict.fromkeys(names or ())) for kind, names in sets.items()}
 
 
 def _is_id(text: str) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
-#: The greatest number of open files that a kernel takes (Linux fs/file.c, sysctl_nr_open_max, on 64 bits). The guest
+from hawse.json_text import Document
+
+#: The greatest number of open files that a kernel accepts (Linux fs/file.c, sysctl_nr_open_max, on 64 bits). The guest
 #: allows it (:func:`hawse.agent.machine.boot.raise_limits`); a hard limit above it is EPERM (kernel/sys.c,
 #: do_prlimit()).
 MOST_FILES = (2**31 - 1) & -64
@@ -18,32 +20,32 @@ _FILES = "RLIMIT_NOFILE"
 
 
 class Inherited(msgspec.Struct, frozen=True, kw_only=True):
-    """The caller's limits, (soft, hard) by name, its oom_score_adj and its umask."""
+    """The caller's resource limits as (soft, hard) by name, its oom_score_adj and its umask."""
 
     rlimits: dict[str, tuple[int, int]] = {}
     oom_score_adj: int = 0
     umask: int = 0o022
 
 
-def inherit(process: Mapping[str, Any], caller: Inherited) -> dict[str, Any]:
-    """The process with its inherited attributes; attributes that it names stay."""
+def inherit(process: Mapping[str, Any], caller: Inherited) -> Document:
+    """Return the process with the inherited attributes; attributes that it sets are kept."""
     limits = list(process.get("rlimits") or ())
     named = {limit["type"] for limit in limits}
     for name, (soft, hard) in caller.rlimits.items():
         if name not in named:
             most = MOST_FILES if name == _FILES else hard
             limits.append({"type": name, "soft": min(soft, most), "hard": min(hard, most)})
-    made = {**process} | ({"rlimits": limits} if limits else {})
-    if caller.oom_score_adj and made.get("oomScoreAdj") is None:
-        made["oomScoreAdj"] = caller.oom_score_adj
-    return made
+    inheriting = {**process} | ({"rlimits": limits} if limits else {})
+    if caller.oom_score_adj and inheriting.get("oomScoreAdj") is None:
+        inheriting["oomScoreAdj"] = caller.oom_score_adj
+    return inheriting
 
 
-def inherit_exec(process: Mapping[str, Any], caller: Inherited, *, container: Mapping[str, Any]) -> dict[str, Any]:
-    """One more process of a container, whose first process is ``container``, with its inherited attributes.
+def inherit_exec(process: Mapping[str, Any], caller: Inherited, *, container: Mapping[str, Any]) -> Document:
+    """Like :func:`inherit`, for the process of an `exec`; ``container`` is the first process of its container.
 
-    Limits are those of the caller of `exec`, not the container's. The umask is the caller's if the container names none
-    (runc libcontainer/setns_init_linux.go). The default for the first process is 022 (standard_init_linux.go).
+    Limits are those of the caller of `exec`, not the container's. The umask is the caller's if the container sets
+    none (runc libcontainer/setns_init_linux.go). The default for the first process is 022 (standard_init_linux.go).
     """
     user = process.get("user") or {}
     umask = user.get("umask")

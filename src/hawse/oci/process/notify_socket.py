@@ -21,7 +21,7 @@ from hawse.link import agreed
 from hawse.oci.document import is_bind, process_of, with_process
 
 VARIABLE = "NOTIFY_SOCKET"
-#: As runc has it (notify_socket.go, setupSpec()).
+#: The same path as in runc (notify_socket.go, setupSpec()).
 _DIRECTORY, _NAME = "/run/notify", "notify.sock"
 _OPTIONS = ["bind", "nosuid", "noexec", "nodev"]
 
@@ -39,7 +39,7 @@ class Notify(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def in_mounts(process: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]], *, bundle: str) -> Notify | None:
-    """The host's socket that the container's own variable leads to; None where no bind mount has it."""
+    """The host's socket that the container's own variable leads to; None if no bind mount contains it."""
     path = value_of(process.get("env") or ())
     if not path.startswith("/"):
         return None
@@ -57,8 +57,8 @@ def in_mounts(process: Mapping[str, Any], mounts: Sequence[Mapping[str, Any]], *
 
 def value_of(environment: Sequence[str]) -> str:
     """The variable's value, "" if it is not set. The last of several counts, as in runc."""
-    found = [entry.partition("=")[2] for entry in environment if entry.startswith(f"{VARIABLE}=")]
-    return found[-1] if found else ""
+    values = [entry.partition("=")[2] for entry in environment if entry.startswith(f"{VARIABLE}=")]
+    return values[-1] if values else ""
 
 
 def directory_of(container: str) -> str:
@@ -67,7 +67,7 @@ def directory_of(container: str) -> str:
 
 
 def serve(spec: Document, notify: Notify, *, container: str) -> Document:
-    """The specification with a mount of the agent's socket, and for a ``caller``'s socket with the variable."""
+    """Add a mount of the agent's socket to the specification, and for a socket of the ``caller`` the variable."""
     directory = directory_of(container)
     process = process_of(spec)
     if notify.caller:

@@ -12,7 +12,7 @@ _MAX_TEXT = 4096
 
 
 class Row(NamedTuple):
-    """A process. ``age`` and ``used`` are seconds since its start and of CPU time."""
+    """A process. ``age`` is the seconds since its start, ``used`` its CPU time in seconds."""
 
     uid: int
     pid: int
@@ -43,7 +43,7 @@ class Process(Protocol):
 
 
 def rows(processes: Sequence[Process]) -> list[Row]:
-    """At most a thousand processes, with numbers that are not negative, and texts that cannot steer a terminal."""
+    """At most a thousand processes, without negative numbers, and without control characters in texts."""
     return [
         Row(
             uid=_bounded(process.uid),
@@ -59,7 +59,7 @@ def rows(processes: Sequence[Process]) -> list[Row]:
 
 
 def table(rows: Iterable[Row], *, now: float) -> list[str]:
-    """Lines, the first with the titles; ``now`` in seconds since the epoch."""
+    """Format lines of text, the first with the titles; ``now`` is in seconds since the epoch."""
     cells = [list(_TITLES)]
     for uid, pid, parent, age, terminal, used, command in rows:
         percent = min(99, used * 100 // age) if age else 0

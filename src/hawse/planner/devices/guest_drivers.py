@@ -1,4 +1,4 @@
-"""The mode guest-kernel: devices are left to the guest's own drivers, and the spec's VFIO nodes vanish. Pure."""
+"""The mode guest-kernel: drivers of the guest kernel use the devices, and the spec's VFIO nodes are removed. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from hawse.oci.document import devices_of, rules_of, with_devices
 from hawse.oci.guest.share import Share
 from hawse.vfio.requests import Request
 
-#: Below the container's part of the share: the guest's modules that no sandbox needs but for this.
+#: Its name below the container's part of the share. It contains guest modules that only this mode needs.
 SHARE = "drivers"
 _RIGHTS = ("fileMode", "uid", "gid")
 
 
 def take_out(request: Request, spec: Document) -> tuple[Request, Document, dict[int, dict[str, int]]]:
-    """The request and the specification without VFIO nodes, and the rights that each group's node had."""
+    """Remove the VFIO nodes from the request and the specification; also returns the rights of each group's node."""
     nodes = (*request.nodes, *request.files)
     paths = {node.path for node in nodes}
     numbers = {(node.major, node.minor) for node in nodes}
@@ -28,5 +28,5 @@ def take_out(request: Request, spec: Document) -> tuple[Request, Document, dict[
 
 
 def drivers(directory: str) -> Share:
-    """The modules of an image, as the guest gets them."""
+    """The share with the drivers of an image."""
     return Share(name=SHARE, source=directory, is_dir=True, readonly=True)

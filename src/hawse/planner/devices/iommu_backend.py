@@ -1,4 +1,4 @@
-"""By which of VFIO's two interfaces QEMU has a group of the host: the group's node, or device files and /dev/iommu."""
+"""Choose how QEMU opens a group of the host: by the group's node, or by device files and /dev/iommu."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def by_file(
     maps_files: Callable[[], bool] = iommufd.maps_files,
     root: str = "",
 ) -> tuple[frozenset[int], list[str]]:
-    """The groups that QEMU has by their device files, and what to warn of.
+    """Return the groups that QEMU opens by their device files, and warnings.
 
-    Those that were asked for by one, where that can be, else none; devices.backend may say all, or none at all. Raises
-    :class:`DeviceError` where all are to be and one cannot. ``ask`` asks QEMU what it can do, and ``maps_files`` the
-    kernel, where that matters.
+    By default these are the groups that were requested by a device file, if their device files can be used.
+    devices.backend can select all groups or none. Raises :class:`DeviceError` if it selects all, and one cannot be
+    opened by its device files. ``ask`` returns QEMU's capabilities. ``maps_files`` tests the kernel, for QEMU versions
+    that need it.
     """
     if options.backend == "group":
         return frozenset(), []
@@ -44,7 +45,7 @@ def by_file(
         elif options.backend == "iommufd":
             raise DeviceError(
                 f"group {group.number} cannot be passed by its device files: {obstacle}",
-                hint='devices.backend = "auto" takes the group\'s node then',
+                hint='with devices.backend = "auto", QEMU opens the group\'s node instead',
             )
         else:
             node = f"/dev/vfio/{group.number}"
@@ -59,20 +60,20 @@ def _obstacle(
     maps_files: Callable[[], bool],
     root: str,
 ) -> str:
-    """Why QEMU cannot have the group by its device files; "" where it can."""
+    """The reason why QEMU cannot open the group by its device files; "" if it can."""
     if not os.path.exists(f"{root}/dev/iommu"):
         return "this host has no /dev/iommu (CONFIG_IOMMUFD)"
     can = ask()
     if "iommufd" not in can.objects:
-        return f"QEMU {can.version} has no backend iommufd: 9.0 is the first that has"
-    # It does not go back to another call where the kernel has not this one, and the guest hears nothing of it: its
-    # device cannot reach its memory (QEMU hw/vfio/container.c, vfio_container_dma_map()).
+        return f"QEMU {can.version} has no iommufd backend, which 9.0 introduced"
+    # QEMU does not fall back to another ioctl if the kernel lacks this one. The guest gets no error, but its device
+    # cannot access its memory (QEMU hw/vfio/container.c, vfio_container_dma_map()).
     if can.at_least(10, 1) and not maps_files():
-        return f"QEMU {can.version} maps memory by its file, which this kernel cannot: Linux 6.13 is the first that can"
+        return f"QEMU {can.version} maps memory by its file, which needs Linux 6.13 or later"
     for function in group.functions:
-        to_come = options.managed and not is_vfio(function.driver)
-        if not to_come and sysfs.device_file(function.address, root=root) is None:
-            return f"{function.address} has none (CONFIG_VFIO_DEVICE_CDEV)"
+        will_be_bound = options.managed and not is_vfio(function.driver)
+        if not will_be_bound and sysfs.device_file(function.address, root=root) is None:
+            return f"{function.address} has no device file (CONFIG_VFIO_DEVICE_CDEV)"
         if function.physical_driver == "vfio-pci":
-            return f"the token of {function.address} opens its group alone"
+            return f"{function.address} needs a token, which works only with its group"
     return ""

@@ -1,4 +1,4 @@
-"""How a sandbox's devices are given: the configuration, and what the container's annotations change of it. Pure."""
+"""Options of passing devices: those of the configuration, changed by the container's annotations. Pure."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ PREFIX = "hawse."
 VF_TOKEN, KEEP_ADDRESSES, MANAGED = "hawse.vf-token", "hawse.keep-addresses", "hawse.managed"
 DEVICES, MODE, HUGEPAGES = "hawse.devices", "hawse.device-mode", "hawse.hugepages"
 KNOWN = tuple(PREFIX + name for name in ANNOTATIONS)
-#: What becomes of a device in the guest: a VFIO group, or one of the guest kernel's own.
+#: The use of a device in the guest: as a VFIO group, or by a driver of the guest kernel.
 VFIO, GUEST_KERNEL = "vfio", "guest-kernel"
 MODES = (VFIO, GUEST_KERNEL)
 
 
 @dataclass(frozen=True)
 class DeviceOptions:
-    """``vf_token``: the UUID that virtual functions are opened with, "" for none. ``devices``: groups and addresses
-    that are given beside those of the spec. ``native``: they are left to the guest's own drivers. ``allow``: patterns
-    of what may be passed (:mod:`hawse.patterns`). ``accepted``: risks of devices that are not refused. ``confined``:
-    QEMU may run in a jail. ``addresses_asked``: an annotation asks for the host's addresses. The rest as in the
-    configuration."""
+    """Options of passing devices. Fields that are not described here have the meaning of the configuration.
+
+    ``vf_token`` is the UUID to open virtual functions, "" for none. ``devices`` are groups and addresses to pass in
+    addition to those of the specification. ``native``: drivers of the guest kernel use the devices. ``allow`` are
+    patterns of devices that may be passed (:mod:`hawse.patterns`). ``accepted`` are risks for which a device is not
+    refused. ``confined``: QEMU may run in a jail. ``addresses_asked``: an annotation requests the host's addresses.
+    """
 
     keep_addresses: bool = True
     addresses_asked: bool = False
@@ -44,9 +46,9 @@ class DeviceOptions:
 def device_options(
     config: Config, annotations: Mapping[str, str], *, allowed: Sequence[str] | None = None
 ) -> DeviceOptions:
-    """The options. ``allowed``: the annotations that there may be, the configuration's if not given.
+    """Read the options. ``allowed`` are the annotations that may be used; the default is the configuration's list.
 
-    Raises :class:`ConfigError` naming an annotation that is unknown, not allowed or makes no sense.
+    Raises :class:`ConfigError` naming an annotation that is unknown, not allowed or invalid.
     """
     allowed = config.devices.annotations if allowed is None else allowed
     for name in annotations:
@@ -55,7 +57,7 @@ def device_options(
         if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in allowed:
             raise ConfigError(
                 f"annotations: {name} is not allowed on this host",
-                hint="an administrator allows it by devices.annotations in the configuration",
+                hint="an administrator can allow it with devices.annotations in the configuration",
             )
     token = annotations.get(VF_TOKEN, "")
     if token:
@@ -63,8 +65,8 @@ def device_options(
             token = str(uuid.UUID(token))
         except ValueError:
             raise ConfigError(
-                f"annotations: {VF_TOKEN}: {token[:80]!r} is no UUID",
-                hint="the one that the physical function's program was given",
+                f"annotations: {VF_TOKEN}: {token[:80]!r} is not a UUID",
+                hint="use the token that the program of the physical function has set",
             ) from None
     mode = annotations.get(MODE, config.devices.mode)
     if mode not in MODES:
@@ -95,5 +97,5 @@ def _switch(annotations: Mapping[str, str], name: str, default: bool) -> bool:
     if value is None:
         return default
     if value not in ("true", "false"):
-        raise ConfigError(f"annotations: {name}: {value[:80]!r} is neither true nor false", hint="write one of the two")
+        raise ConfigError(f"annotations: {name}: {value[:80]!r} is neither true nor false", hint="use one of the two")
     return value == "true"

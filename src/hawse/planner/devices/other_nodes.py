@@ -1,4 +1,4 @@
-"""The device nodes of a specification that are not VFIO's: which disks are passed, and what the guest's spec says."""
+"""Plan the device nodes other than VFIO nodes: the disks to pass, and the devices of the guest's specification."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from hawse.vfio.requests import Request, find_request
 
 @dataclass(frozen=True)
 class OtherNodes:
-    """For the plan: block devices, and misc devices by their numbers on the host. ``warnings``: what to log."""
+    """Block devices, misc devices with their numbers on the host, and warnings."""
 
     disks: list[DiskPlan] = field(default_factory=list)
     named: list[tuple[int, int, str]] = field(default_factory=list)
@@ -40,9 +40,10 @@ def read_nodes(
     allow: Sequence[str],
     root: str = "",
 ) -> tuple[OtherNodes, Document]:
-    """What becomes of them, and the guest's specification. ``left_out`` are VFIO's nodes that are not passed.
+    """Plan these nodes; also returns the guest's specification. ``left_out`` are VFIO nodes that are not passed.
 
-    Raises :class:`DeviceError` or :class:`ConfigError` naming a node that is refused.
+    ``allow`` are the patterns of devices that may be passed. Raises :class:`DeviceError` or :class:`ConfigError` naming
+    a node that is refused.
     """
     linux = bundle.spec.linux
     listed: Sequence[Device] = (linux.devices or ()) if linux else ()
@@ -69,21 +70,21 @@ def _wish(device: Device) -> Wish:
 
 
 def _bound(name: str, node: BoundNode, root: str) -> Wish:
-    """Raises :class:`ConfigError` for a node of VFIO's, whose group is found among linux.devices only."""
+    """Convert a bound node. Raises :class:`ConfigError` for a VFIO node: these are supported in linux.devices only."""
     where = f"mounts[{node.index}].source: {node.source[:200]}"
     kind, major, minor = (node.device[key] for key in ("type", "major", "minor"))
     device = Device(path=node.destination, type=kind, major=major, minor=minor)
     vfio = find_request([device], emulated={}, root=root)
     if vfio.nodes or vfio.files:
         raise ConfigError(
-            f"{name}: {where} is a VFIO device of the host's, which is not passed by a mount",
-            hint="name it in linux.devices: --device in place of --volume",
+            f"{name}: {where} is a VFIO device of the host, which cannot be passed by a mount",
+            hint="list it in linux.devices: use --device instead of --volume",
         )
     return Wish(where, node.destination, kind, major, minor, usable=not node.nodev)
 
 
 def disk_host(allow: Sequence[str], root: str) -> Host:
-    """The host's answers; of its block devices only those that patterns allow are passed."""
+    """Questions about the host's devices. Block devices that the patterns do not allow are refused."""
 
     def read(major: int, minor: int) -> BlockDevice:
         device = block.read(major, minor, root=root)

@@ -1,7 +1,8 @@
 """Choose the VFIO devices of the host that a privileged container gets: those that can be passed.
 
 Engines put every device node of the host into its specification (moby oci/devices_linux.go, HostDevices(); containerd
-pkg/oci/spec_opts.go, WithHostDevices()). A device that cannot be passed must not prevent the container.
+pkg/oci/spec_opts.go, WithHostDevices()). A device that cannot be passed must not prevent the
+container's start.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def choose(
     groups: list[Group] = []
     for device in devices:
         try:
-            have = {group.number for group in groups}
-            new = [group for group in find([device]).groups if group.number not in have]
+            checked = {group.number for group in groups}
+            new = [group for group in find([device]).groups if group.number not in checked]
             if new:
                 check([*groups, *new])
         except DeviceError as error:
@@ -47,14 +48,14 @@ def choose(
 
 
 def leave_out(spec: Document, left_out: dict[str, DeviceError]) -> tuple[Document, str]:
-    """The specification without these nodes, and a warning, "" without nodes.
+    """Return the specification without these nodes, and a warning, "" without nodes.
 
-    A node that stays would be another device of the guest that has the same numbers.
+    Such a node in the guest would be another device, with the same numbers.
     """
     if not left_out:
         return spec, ""
     spec = with_linux(spec, devices=[device for device in devices_of(spec) if device["path"] not in left_out])
-    # A group's node and its device files have the same reason: it is given once.
+    # A group's node and its device files share a reason: print it once.
     reasons: dict[str, list[str]] = {}
     for path, error in left_out.items():
         reasons.setdefault(error.sentence().removeprefix(f"linux.devices: {path}: "), []).append(path)

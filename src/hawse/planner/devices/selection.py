@@ -1,8 +1,8 @@
-"""The devices of a container: what its specification and its annotations ask for, checked on this host.
+"""Select the devices of a container from its specification and annotations, and check them on this host.
 
-The steps, in this order: which entries of linux.devices are VFIO nodes; which of them a privileged container goes
-without; what becomes of the other nodes; the nodes that annotations and device files add; the checks of each group; and
-the mode guest-kernel, in which the VFIO nodes vanish. Each step returns the specification anew.
+The steps, in this order: find the VFIO nodes in linux.devices; leave out those that a privileged container cannot get;
+plan the other nodes; add nodes for annotations and device files; check each group; and remove the VFIO nodes in the
+mode guest-kernel. Each step returns a new specification.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from hawse.vm.capabilities import Capabilities
 
 @dataclass(frozen=True)
 class DeviceChecks:
-    """The questions about devices that this host and the VM answer.
+    """Checks of devices on this host and in the VM.
 
-    ``present`` are groups that the VM has already. ``fit`` raises :class:`DeviceError` if the VM has no free ports for
+    ``present`` are groups that the VM already has. ``fit`` raises :class:`DeviceError` if the VM has no free ports for
     groups. ``ask`` returns what QEMU can do; it is called if a device needs it.
     """
 
@@ -59,7 +59,7 @@ class DeviceChecks:
         return find_request(devices, emulated=self.emulated, managed=self.options.managed)
 
     def try_last(self, groups: Sequence[Group]) -> None:
-        """Whether the last group can be passed beside the others, which have been checked. Raises DeviceError."""
+        """Check whether the last group can be passed together with the others, already checked. Raises DeviceError."""
         self.check(groups[-1:], ())
         self.fit(groups)
 
@@ -75,11 +75,12 @@ class DeviceChecks:
 
 @dataclass(frozen=True)
 class DeviceSelection:
-    """``spec`` is the guest's specification with the nodes of all devices, by the host's numbers.
+    """The selected devices.
 
-    ``request`` has the VFIO nodes and groups, and ``others`` the block devices and misc devices. ``native`` are the
-    groups that the guest's own drivers get, with the rights of their nodes; ``by_file`` are the groups that QEMU opens
-    by their device files.
+    ``spec`` is the guest's specification with the nodes of all devices, with the host's device numbers. ``request``
+    contains the VFIO nodes and groups, and ``others`` the block devices and misc devices. ``native`` are the groups
+    that drivers of the guest kernel use, with the rights of their nodes. ``by_file`` are the groups that QEMU opens by
+    their device files.
     """
 
     spec: Document
@@ -91,7 +92,7 @@ class DeviceSelection:
 
 
 def select_devices(bundle: Bundle, guest: GuestPlan, checks: DeviceChecks, *, role: str) -> DeviceSelection:
-    """Raises :class:`DeviceError` or :class:`ConfigError` naming the device or the node."""
+    """Select and check the devices. Raises :class:`DeviceError` or :class:`ConfigError` naming the object."""
     options = checks.options
     request, left_out = _find_vfio(bundle.spec.linux or Linux(), checks)
     others, spec = read_nodes(bundle, guest, request, left_out, allow=options.allow)
@@ -107,7 +108,7 @@ def select_devices(bundle: Bundle, guest: GuestPlan, checks: DeviceChecks, *, ro
 
 
 def _find_vfio(linux: Linux, checks: DeviceChecks) -> tuple[Request, dict[str, DeviceError]]:
-    """The VFIO nodes, and by path those that a privileged container goes without, with the reasons."""
+    """The VFIO nodes, and the reasons, by path, for nodes that are left out of a privileged container."""
     devices: Sequence[Device] = linux.devices or ()
     left_out: dict[str, DeviceError] = {}
     if linux.resources and allows_all(linux.resources.devices or ()):

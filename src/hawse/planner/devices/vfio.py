@@ -1,4 +1,4 @@
-"""Groups of a plan: what the port plan needs to know of them, and what QEMU is told to plug."""
+"""VFIO groups of a plan: their shapes for the port plan, their checks on the host, and QEMU's plug commands."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _RIGHTS = ("fileMode", "uid", "gid")
 
 
 def shape(group: Group, *, keep_address: bool = True) -> GroupShape:
-    """What the port plan needs to know of a group; ``keep_address``: its function's address is to be the host's."""
+    """The shape of a group for the port plan. ``keep_address``: its function gets the same address as on the host."""
     if isinstance(group, EmulatedGroup):
-        # The models' memory BARs fit the least window that a port has; only I/O windows are scarce.
+        # The models' memory BARs fit into the smallest window of a port; only I/O windows are scarce.
         functions = tuple(FunctionShape(io=32 if MODELS[model] else 0) for model in group.models)
         return GroupShape(group.number, functions, emulated=True)
     bus = mirrored_bus(group) if keep_address else None
@@ -61,8 +61,10 @@ def plug_steps(
     by_file: Collection[int] = (),
     memory_mib: int = 0,
 ) -> list[plan.PlugStep]:
-    """What is plugged where, in the order of the slots; the groups ``by_file`` by their device files. ``memory_mib``:
-    of the VM."""
+    """The plug steps in the order of the slots.
+
+    QEMU opens the groups in ``by_file`` by their device files. ``memory_mib`` is the memory of the VM.
+    """
     by_number = {group.number: group for group in groups}
     steps = []
     for slot in slots:
@@ -99,7 +101,7 @@ def plug_steps(
 
 
 def describe(step: plan.PlugStep, *, asked: bool) -> Note:
-    """Where a function is in the guest. ``asked``: an annotation asks for its address."""
+    """The note about a function's address in the guest. ``asked``: an annotation requests the host's address."""
     text = f"{step.label} is {step.guest_address} in the guest{': ' if step.note else ''}{step.note}"
     return warning(f"annotations: {KEEP_ADDRESSES}: {text}") if step.note and asked else debug(text)
 
@@ -112,16 +114,16 @@ def dma_warning(plugs: Sequence[plan.PlugStep], *, root: str = "") -> list[str]:
 
 
 def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "") -> list[str]:
-    """Look at everything on the host that can be wrong with these groups; what to warn of.
+    """Check everything on the host that these groups depend on. Returns warnings.
 
-    Raises :class:`DeviceError` naming group and function.
+    Raises :class:`DeviceError` naming the group and the function.
     """
     hosts = [group for group in groups if isinstance(group, HostGroup)]
     for group in hosts:
         obstacles.check(group, accepted=options.accepted, root=root)
         obstacles.check_token(group, options.vf_token)
         if to_bind([group], options):
-            continue  # what can be wrong with that is looked at when it is bound
+            continue  # these checks are made when the functions are bound
         check_viable(group)
         check_free(group, root=root)
     warnings = [resets.warning(group, root=root) for group in hosts]
@@ -134,53 +136,53 @@ def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "
 
 
 def check_tokens(groups: Sequence[Group], options: DeviceOptions, ask: Callable[[], Capabilities]) -> None:
-    """Raise :class:`DeviceError` for a function that QEMU cannot open: it gives tokens from 8.1 on. ``ask`` asks it."""
+    """Raise :class:`DeviceError` if a function needs a token and QEMU, asked by ``ask``, is older than 8.1."""
     hosts = [group for group in groups if isinstance(group, HostGroup)]
     for function in [function for group in hosts for function in group.functions if _token(function, options)]:
         can = ask()
         if "vf-token" not in can.vfio_properties:
             raise DeviceError(
-                f"{function.address} is opened with a token alone, and QEMU {can.version} cannot give one",
-                hint="use QEMU 8.1 or a later one: vm.qemu in the configuration",
+                f"{function.address} can be opened only with a token, and QEMU {can.version} does not support tokens",
+                hint="use QEMU 8.1 or later: set vm.qemu in the configuration",
             )
 
 
 def unused_token(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
-    """A warning about a token that no function is opened with."""
+    """A warning about a token that no function needs."""
     hosts = [group for group in groups if isinstance(group, HostGroup)]
     if not options.vf_token or any(_token(function, options) for group in hosts for function in group.functions):
         return []
     return [
-        f"annotations: {VF_TOKEN} has no effect: the physical function of none of the container's devices is on "
+        f"annotations: {VF_TOKEN} has no effect: no device of the container has a physical function that is bound to "
         "vfio-pci [remove it]"
     ]
 
 
 def _token(function: Function, options: DeviceOptions) -> str:
-    """The token that a function is opened with, "" for none: the kernel refuses one that was not asked for."""
+    """The token to open a function, "" for none: the kernel refuses a token that it did not request."""
     return options.vf_token if function.physical_driver == "vfio-pci" else ""
 
 
 def find_groups(targets: Sequence[str], emulated: Mapping[int, EmulatedGroup], *, root: str = "") -> list[Group]:
-    """The groups of numbers and addresses, each once. Raises :class:`UsageError` or :class:`DeviceError`."""
+    """Find groups by number or address, each once. Raises :class:`UsageError` or :class:`DeviceError`."""
     groups: dict[int, Group] = {}
     for target in targets:
         if is_number(target):
             number = int(target)
         else:
             address = read_address(target)
-            found = sysfs.iommu_group(address, root=root)
-            if found is None:
-                there = os.path.exists(f"{root}/sys/bus/pci/devices/{address}")
-                why = "is in no IOMMU group" if there else "is no PCI function of this host"
+            iommu_group = sysfs.iommu_group(address, root=root)
+            if iommu_group is None:
+                exists = os.path.exists(f"{root}/sys/bus/pci/devices/{address}")
+                why = "is not in an IOMMU group" if exists else "is not a PCI function of this host"
                 raise DeviceError(f"{address} {why}", hint="`hawse devices` lists those that can be passed")
-            number = found
+            number = iommu_group
         groups[number] = emulated[number] if number in emulated else read_group(number, root=root)
     return list(groups.values())
 
 
 def read_address(target: str) -> str:
-    """The address of a target that is no number of a group. Raises :class:`UsageError`."""
+    """Parse a target that is a PCI address. Raises :class:`UsageError`."""
     try:
         return parse_address(target)
     except UsageError:
@@ -191,27 +193,27 @@ def read_address(target: str) -> str:
 
 
 def is_number(target: str) -> bool:
-    """Whether it names a group."""
+    """Whether a target is the number of a group."""
     return target.isascii() and target.isdigit() and len(target) < 10
 
 
 def add_named(request: Request, groups: Sequence[Group], spec: Document) -> tuple[Request, Document]:
-    """The request and the specification with the groups that an annotation names, and their nodes."""
-    there = {node.host_group for node in request.nodes}
-    wanted = [group for group in groups if group.number not in there]
-    nodes = [container_node()] if wanted and None not in there else []
-    nodes += [group_node(group.number) for group in wanted]
+    """Add the groups that an annotation lists, and their nodes, to the request and the specification."""
+    present = {node.host_group for node in request.nodes}
+    new = [group for group in groups if group.number not in present]
+    nodes = [container_node()] if new and None not in present else []
+    nodes += [group_node(group.number) for group in new]
     for node in nodes:
         allowed = {"allow": True, "type": "c", "major": node.major, "minor": node.minor, "access": "rwm"}
         spec = _with_node(spec, node, {"fileMode": 0o666}, [allowed])
-    return Request((*request.nodes, *nodes), (*request.groups, *wanted), request.files), spec
+    return Request((*request.nodes, *nodes), (*request.groups, *new), request.files), spec
 
 
 def with_groups(request: Request, spec: Document) -> tuple[Request, Document]:
-    """The request and the specification with the groups' nodes beside device files, with the rights and rules of these.
+    """Add the groups' nodes for requested device files to the request and the specification, with the same rights.
 
-    Programs that know groups alone, DPDK and SPDK, find theirs, and so does everyone in a guest whose kernel has no
-    other: Debian's are built without CONFIG_IOMMUFD.
+    Programs that support only groups, such as DPDK and SPDK, need these nodes. So does every program if the guest
+    kernel does not support device files: Debian's kernels are built without CONFIG_IOMMUFD.
     """
     if not request.files:
         return request, spec
@@ -229,9 +231,10 @@ def with_groups(request: Request, spec: Document) -> tuple[Request, Document]:
 
 
 def planned_nodes(request: Request, plugs: Sequence[plan.PlugStep]) -> list[VfioNode]:
-    """The nodes of a request; device files with QEMU's id of the function behind each.
+    """The nodes of a request; device files contain QEMU's id of their function.
 
-    The functions of an emulated group have no address: its device file is that of function 0, which is plugged last.
+    The functions of an emulated group have no host address: its device file belongs to function 0, which is plugged
+    last.
     """
     ids: dict[tuple[int | None, str], str] = {(plug.group, plug.host): plug.device for plug in plugs}
     files = [replace(file, device=ids.get((file.host_group, file.function), "")) for file in request.files]
@@ -239,13 +242,13 @@ def planned_nodes(request: Request, plugs: Sequence[plan.PlugStep]) -> list[Vfio
 
 
 def _with_node(spec: Document, node: VfioNode, rights: Document, rules: Sequence[Document]) -> Document:
-    """The specification with a node more, and with rules for it at the end."""
+    """The specification with an additional node, and with rules for it at the end."""
     device = {"path": node.path, **rights, "type": "c", "major": node.major, "minor": node.minor}
     return with_devices(spec, [*devices_of(spec), device], [*rules_of(spec), *rules])
 
 
 def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
-    """The functions of these groups that are to be given to a VFIO driver first: none, where hawse is not to do it."""
+    """The functions of these groups that hawse binds to a VFIO driver first; none if ``managed`` is off."""
     if not options.managed:
         return []
     hosts = [group for group in groups if isinstance(group, HostGroup)]
@@ -253,20 +256,20 @@ def to_bind(groups: Sequence[Group], options: DeviceOptions) -> list[str]:
 
 
 def mirrored_bus(group: HostGroup) -> int | str:
-    """The bus that lets the group's function have its address in the guest too, or why it cannot have it.
+    """The guest's bus on which the group's function keeps its host address, or the reason why it cannot keep it.
 
-    A root port of the guest has slot 0 alone, and the guest one PCI domain; bus 00 is its own.
+    A root port has only slot 0. The guest has a single PCI domain, and its bus 00 is the root bus.
     """
     if len(group.functions) > 1:
-        return f"group {group.number} has {len(group.functions)} functions, which are behind one bridge in the guest"
+        return f"group {group.number} has {len(group.functions)} functions, which share one bridge in the guest"
     [function] = group.functions
     domain, bus, slot = function.address.rsplit(".", 1)[0].split(":")
     if int(domain, 16):
-        return f"its domain is {domain}, and the guest has 0000 alone"
+        return f"its domain is {domain}, and the guest has only domain 0000"
     if int(bus, 16) == 0:
-        return "it is on bus 00, which is the guest's own"
+        return "it is on bus 00, which is the root bus in the guest"
     if slot != "00" or not function.address.endswith(".0"):
-        return f"it is {slot}.{function.address[-1]} on its bus, and a port of the guest has 00.0 alone"
+        return f"it is {slot}.{function.address[-1]} on its bus, and a port of the guest has only 00.0"
     return int(bus, 16)
 
 
@@ -276,4 +279,4 @@ def _note(group: HostGroup, slot: Slot, *, keep: bool) -> str:
     if not keep:
         return "devices.keep_addresses is off"
     reason = mirrored_bus(group)
-    return reason if isinstance(reason, str) else f"bus {reason:02x} of the guest is taken"
+    return reason if isinstance(reason, str) else f"bus {reason:02x} of the guest is already in use"
