@@ -162,9 +162,9 @@ def test_methods_that_end_a_container_work_with_every_version(method: str) -> No
 
 
 def methods() -> list[str]:
-    """The names that the monitor compares a call's method with."""
+    """The names of the monitor's methods: those of the table, and those that it compares a call's method with."""
     tree = ast.parse(Path(service.__file__).read_text())
-    names: set[str] = set()
+    names = set(service.CALLS)
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Name) and node.left.id == "method":
             for each in ast.walk(node.comparators[0]):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import queue
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,7 +25,8 @@ from hawse.monitor.network.host_network import Network
 from hawse.monitor.network.name_servers import loopback_servers
 from hawse.oci.guest.share import Share
 from hawse.plan.model import ContainerPlan
-from tests.support.patience import patience
+from tests.support.patience import patience, wait_until
+from tests.support.processes import waits_for_input
 
 SERVER = "127.0.0.11"
 MESSAGE = bytes(range(12))
@@ -118,7 +120,19 @@ class Agent:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.bind((SERVER, 0))
             self.address = (SERVER, probe.getsockname()[1])
+        before = set(threading.enumerate())
         NameServers(self.announced).serve(servers=[SERVER], port=self.address[1])
+        self.threads = set(threading.enumerate()) - before
+
+    def await_rest(self) -> None:
+        """Wait until the datagrams that were sent have been read, and no thread has anything to do."""
+        entry = f":{self.address[1]:04X} "
+
+        def rests() -> bool:
+            lines = [line.split() for line in Path("/proc/net/udp").read_text().splitlines() if entry in line]
+            return all(line[4].endswith(":00000000") for line in lines) and all(map(waits_for_input, self.threads))
+
+        wait_until(rests)
 
     def next(self) -> dict[str, Any]:
         """The fields of the next event."""
@@ -220,6 +234,7 @@ def test_queries_beyond_the_limit_are_dropped(agent: Agent, program: socket.sock
     for number in range(MOST + 1):
         program.sendto(b"query of number %d" % number, agent.address)
     accepted = [agent.accept() for _ in range(MOST)]
+    agent.await_rest()
     accepted[0].answer(b"")
     program.sendto(b"query that is sent again", agent.address)
     last = agent.accept()
