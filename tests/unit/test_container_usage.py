@@ -13,6 +13,7 @@ import pytest
 
 from hawse.errors import ConfigError, HostError, StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
+from hawse.monitor.container_state import ContainerState
 from hawse.monitor.processes.processes import Processes
 from hawse.monitor.usage import Usage
 from hawse.oci.limits.cgroups import CgroupPlan, HostLimits
@@ -25,6 +26,20 @@ RESOURCES = {"memory": {"limit": 64}, "cpu": {"shares": 512}, "devices": [{"allo
 
 class Link(FakeLink):
     on_exit: Any = None
+
+
+class RecordedState(ContainerState):
+    """A state that is recorded instead of written: the document, and the time of each write."""
+
+    def __init__(self, status: str = "running") -> None:
+        super().__init__(plan().container, cast(Any, None), sandbox="c1")
+        self.status = status
+        self.written: list[dict[str, Any]] = []
+        self.times: list[float] = []
+
+    def write(self) -> None:
+        self.written.append(self._document())
+        self.times.append(asyncio.get_running_loop().time())
 
 
 class Container:
@@ -40,8 +55,8 @@ class Container:
         **answers: Any,
     ) -> None:
         self.link = Link({"update": None} | answers)
-        self.state: dict[str, Any] = {"status": status}
-        self.written: list[dict[str, Any]] = []
+        self.state = RecordedState(status)
+        self.written = self.state.written
         self.directory = directory
         (directory / "cgroup").mkdir()
         (directory / "cgroups").write_text(f"{directory}/cgroup\n")
@@ -54,8 +69,7 @@ class Container:
         planned = msgspec.structs.replace(plan().container, spec=spec, cgroup=cgroup)
         host_cgroup = HostCgroup(planned.cgroup, str(directory))
         self.usage = Usage(
-            planned, processes, host_cgroup, self.state, lambda: self.written.append(dict(self.state)),
-            last={"cpu": 7, "node": 0}.__getitem__,
+            planned, processes, host_cgroup, self.state, last={"cpu": 7, "node": 0}.__getitem__,
         )  # fmt: skip
 
     def files(self) -> dict[str, str]:
@@ -174,7 +188,7 @@ def test_failed_update_is_not_recorded(tmp_path: Path) -> None:
         assert kept is None, "`hawse update` calls the monitor"
         await container.usage.update({})
         assert container.link.calls[-1][1]["resources"] == {"memory": {"limit": 64}, "cpu": {"shares": 512}}
-        assert container.state["limits"]["memory"] == {"limit": 64}
+        assert (container.state.limits or {})["memory"] == {"limit": 64}
 
     virtual_time.run(story())
 
@@ -193,7 +207,7 @@ def test_update_that_fails_leaves_the_hosts_limits(tmp_path: Path, fails: str) -
             await made.usage.update({"cpu": wanted})
         assert made.files()["cpu.weight"] == "100"
         assert made.files().get("cpuset.mems", "").strip() == ""
-        assert made.state["limits"] is None
+        assert made.state.limits is None
         (tmp_path / "cgroup" / "cpuset.mems").write_text("")
         await made.usage.update({"cpu": {"shares": 2048}})
         assert made.files()["cpu.weight"] != "100"
@@ -255,13 +269,7 @@ def test_oom_kills_are_counted_and_recorded_once(tmp_path: Path) -> None:
         container = Container(tmp_path)
         processes = Processes(seconds=1)
         cgroup = Recording(CgroupPlan(path="/c1"), str(tmp_path))
-        usage = Usage(
-            plan().container,
-            processes,
-            cgroup,
-            container.state,
-            lambda: container.written.append(dict(container.state)),
-        )
+        usage = Usage(plan().container, processes, cgroup, container.state)
         waiting = [asyncio.create_task(usage.answer("await_oom", {"seen": n, "seconds": 50})) for n in (0, 1)]
         await asyncio.sleep(1)
         for kills in (1, 1, 3, 2):
@@ -280,19 +288,13 @@ def test_flood_of_oom_kills_is_reported_once_a_second(tmp_path: Path) -> None:
     """Each report causes a disk write and an event of the engine, and the guest determines their number."""
 
     async def story() -> None:
-        container = Container(tmp_path)
-        loop, times, counts = asyncio.get_running_loop(), list[float](), list[int]()
-
-        def write() -> None:
-            times.append(loop.time())
-            counts.append(container.state["oomKills"])
-
-        cgroup = HostCgroup(CgroupPlan(), str(tmp_path))
-        usage = Usage(plan().container, Processes(seconds=1), cgroup, container.state, write)
+        state = RecordedState()
+        usage = Usage(plan().container, Processes(seconds=1), HostCgroup(CgroupPlan(), str(tmp_path)), state)
         for kills in range(1, 301):
             usage.note_oom(kills)
             await asyncio.sleep(0.01)
         usage.end()
+        counts, times = [document["oomKills"] for document in state.written], state.times
         assert len(counts) >= 4, "in three seconds"
         assert (counts[0], counts[-1], sorted(counts)) == (1, 300, counts)
         assert min(later - earlier for earlier, later in pairwise(times[:-1])) >= 0.999
@@ -308,7 +310,7 @@ def test_cgroup_that_cannot_record_an_oom_kill_is_logged(tmp_path: Path, capsys:
     async def story() -> None:
         container = Container(tmp_path)
         cgroup = Failing(CgroupPlan(path="/c1"), str(tmp_path))
-        usage = Usage(plan().container, Processes(seconds=1), cgroup, container.state, lambda: None)
+        usage = Usage(plan().container, Processes(seconds=1), cgroup, container.state)
         usage.note_oom(1)
         text = ""
         async with asyncio.timeout(60):

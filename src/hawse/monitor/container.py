@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, StateError
@@ -29,6 +27,7 @@ from hawse.monitor.agent.calls import (
     Start,
 )
 from hawse.monitor.agent.notifications import Notices
+from hawse.monitor.container_state import ContainerState
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.disks import Disks
@@ -44,7 +43,7 @@ from hawse.notes import Notes, warning
 from hawse.oci.guest.pci_environment import translate
 from hawse.oci.process.inherited import Inherited, inherit, inherit_exec
 from hawse.plan.model import Attachment, ContainerPlan
-from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, STOPPED, Store, start_time
+from hawse.state.store import CREATED, PAUSED, RUNNING, STOPPED, Store, start_time
 
 if TYPE_CHECKING:
     from hawse.monitor.agent.guest_link import GuestLink
@@ -84,7 +83,6 @@ class Container:
         self.plan = plan
         self._pages = HugePages(plan, processes)
         self.stopped = asyncio.Event()
-        self._store = store
         self._processes = processes
         self._key = f"{plan.id}/{key}"
         self._init = 0
@@ -95,41 +93,22 @@ class Container:
         self.notices = Notices(self._notify)
         self._ready = asyncio.Event()
         self._starting = asyncio.Lock()
-        self._state: Document = {
-            "ociVersion": plan.oci_version,
-            "id": plan.id,
-            "pid": 0,
-            "status": CREATING,
-            "bundle": plan.bundle,
-            "rootfs": plan.rootfs,
-            "created": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-            "annotations": plan.annotations,
-            "owner": plan.owner,
-            "pidStart": 0,
-            "monitorPid": os.getpid(),
-            "sandbox": sandbox,
-            "oomScoreAdj": plan.oom_score_adj,
-        }
-        self._state |= {"hooks": plan.hooks} if plan.hooks else {}
-        self._state |= {"notify": True} if plan.notify is not None and plan.notify.caller else {}
-        try:
-            store.write(self._state)
-        except FileNotFoundError:
-            raise StateError(f"container {plan.id} was deleted while it was created") from None
+        self._state = ContainerState(plan, store, sandbox=sandbox)
+        self._cgroup = cgroup
+        self.usage = Usage(plan, processes, cgroup, self._state, check_memory=check_memory)
+        self._state.create()
         # Last, since the caller releases the claims: nothing can fail after this.
         self.attachments = Attachments(plan, claims, seconds=seconds)
         self._disks = disks or Disks(claims, seconds=seconds)
         self._machine: tuple[Qmp, GuestLink] | None = None
         self._disk_numbers: dict[numbers.Numbers, tuple[int, int]] = {}
         self._misc_numbers: dict[tuple[int, int], tuple[int, int]] = {}
-        self._cgroup = cgroup
-        self.usage = Usage(plan, processes, self._cgroup, self._state, self._write, check_memory=check_memory)
         processes.claim(self._key)
 
     @property
     def status(self) -> str:
         """The status, as in the state."""
-        return str(self._state["status"])
+        return self._state.status
 
     @property
     def pid(self) -> int:
@@ -196,13 +175,13 @@ class Container:
         except BaseException:  # also for a cancellation: the command that would end the proxy may have ended
             proxy.exit(LOST)
             raise
-        self._state["vfio"] = entries
-        self._state["annotations"] = self.plan.annotations | self.attachments.annotations
         self._proxy = proxy
+        self._state.devices = entries
+        self._state.annotations = self.plan.annotations | self.attachments.annotations
         started = start_time(proxy.pid)
         # If the proxy has ended, the pid may be reused, and the start time that was read may be another process's.
-        self._state |= {"pid": proxy.pid, "pidStart": started if proxy.process.is_alive() else 0, "status": CREATED}
-        self._write()
+        self._state.pid, self._state.pid_start = proxy.pid, started if proxy.process.is_alive() else 0
+        self._state.set_status(CREATED)
         self._ready.set()
         return [*warnings, *notes]
 
@@ -214,12 +193,12 @@ class Container:
             notes = await connect() if connect is not None else []
             self._check_created()
             # Before the call: a program that ends at once is reported before its start is answered.
-            self._set_status(RUNNING)
+            self._state.set_status(RUNNING)
         try:
             await self._processes.call(Start(container=self.plan.id))
         except HawseError:
             if self.status == RUNNING:
-                self._set_status(CREATED)
+                self._state.set_status(CREATED)
             raise
         return notes
 
@@ -259,7 +238,7 @@ class Container:
         self._resumed = self.status
         await self._processes.call(Freeze(container=self.plan.id, frozen=True), within=_PAUSE_SECONDS)
         if self.status == self._resumed:  # otherwise it has ended meanwhile
-            self._set_status(PAUSED)
+            self._state.set_status(PAUSED)
 
     async def resume(self) -> None:
         """runc resume. Raises :class:`StateError` unless it is paused."""
@@ -267,7 +246,7 @@ class Container:
             raise StateError(f"container not paused: {self.plan.id} is {self.status}")
         await self._processes.call(Freeze(container=self.plan.id, frozen=False))
         if self.status == PAUSED:
-            self._set_status(self._resumed)
+            self._state.set_status(self._resumed)
 
     async def execute(self, key: str, process: Document, caller: Inherited) -> int:
         """Run one more process for the proxy with this ``key``. The process inherits properties of ``caller``.
@@ -297,7 +276,7 @@ class Container:
     async def attach(self, attachment: Attachment) -> list[Document]:
         """Attach one more group. Returns the state's entries of its functions."""
         await self._ready.wait()
-        self._check_alive()
+        self._state.check_alive()
         entries = await self.attachments.attach(attachment)
         self._record_devices()
         return entries
@@ -305,7 +284,7 @@ class Container:
     async def detach(self, group: int, *, force: bool) -> None:
         """Detach a group."""
         await self._ready.wait()
-        self._check_alive()
+        self._state.check_alive()
         try:
             await self.attachments.detach(group, force=force)
         finally:
@@ -313,8 +292,8 @@ class Container:
 
     def record_network(self, interfaces: list[Document]) -> None:
         """Save the sandbox's network interfaces in the state."""
-        self._state["network"] = interfaces
-        self._write()
+        self._state.interfaces = interfaces
+        self._state.write()
 
     async def remove(self) -> None:
         """End the container, and remove it from the guest. Raises :class:`DeviceError` for a device that stays."""
@@ -329,7 +308,7 @@ class Container:
     def record_failure(self, reason: HawseError) -> None:
         """Record in the state that the VM ended before the container, and why."""
         if self.status != STOPPED and not self._killed:
-            self._state["failure"] = reason.to_wire()
+            self._state.failure = reason
 
     def end(self) -> None:
         """Mark the container as ended, and report the exit codes of its processes."""
@@ -358,7 +337,7 @@ class Container:
     def _ended(self) -> None:
         try:
             if self.status != STOPPED:
-                self._set_status(STOPPED)
+                self._state.set_status(STOPPED)
         except OSError as error:  # for example a full disk: readers of the old state see that the process has ended
             print(f"cannot write the state of container {self.plan.id}: {error.strerror}", file=sys.stderr)
         finally:
@@ -370,14 +349,10 @@ class Container:
         if self._proxy is not None:
             self._proxy.notify(notice)
 
-    def _check_alive(self) -> None:
-        if self.status not in (CREATED, RUNNING, PAUSED):
-            raise StateError(f"container not running: {self.plan.id} is {self.status}")
-
     def _record_devices(self) -> None:
         if self.status != STOPPED:
-            self._state["vfio"] = self.attachments.state_entries()
-            self._write()
+            self._state.devices = self.attachments.state_entries()
+            self._state.write()
 
     async def _place(self, proxy: Proxy) -> Notes:
         """Move a proxy to the container's cgroup, which is created if needed. Returns notes to log. Raises
@@ -403,14 +378,6 @@ class Container:
         """The container must end soon, whether or not the guest cooperates."""
         self._killed = True
         self._on_kill(self)
-
-    def _set_status(self, status: str) -> None:
-        self._state["status"] = status
-        self._write()
-
-    def _write(self) -> None:
-        with suppress(FileNotFoundError):  # the state directory was removed, and the state is not needed any more
-            self._store.write(self._state)
 
 
 def _with_size(process: Document, size: tuple[int, int] | None) -> Document:

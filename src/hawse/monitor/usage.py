@@ -7,11 +7,12 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from hawse.errors import HawseError, HostError, StateError, VmError
+from hawse.errors import HawseError, HostError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.json_text import Document
 from hawse.linux.topology import last_number
 from hawse.monitor.agent.calls import Listing, Statistics, Update
+from hawse.monitor.container_state import ContainerState
 from hawse.monitor.processes.processes import Processes
 from hawse.oci.limits import cpusets, statistics
 from hawse.oci.limits import update as resources
@@ -19,7 +20,6 @@ from hawse.oci.limits.cgroups import HostLimits, host_limits
 from hawse.oci.limits.changes import limits_of
 from hawse.oci.process import table
 from hawse.plan.model import ContainerPlan
-from hawse.state.store import CREATED, PAUSED, RUNNING
 
 _LONGEST_WAIT = 24 * 3600.0
 #: Minimum time between two reports of OOM kills.
@@ -27,17 +27,16 @@ _OOM_SECONDS = 1.0
 
 
 class Usage:
-    """The resources of one container. ``state`` is the container's state, and ``write`` saves it. ``check_memory`` gets
-    a new memory limit in bytes, and returns warnings or raises :class:`ConfigError`. ``last`` is
-    :func:`hawse.linux.topology.last_number`."""
+    """The resources of one container. ``check_memory`` gets a new memory limit in bytes, and returns warnings or raises
+    :class:`ConfigError`. ``last`` is :func:`hawse.linux.topology.last_number`.
+    """
 
     def __init__(
         self,
         plan: ContainerPlan,
         processes: Processes,
         cgroup: HostCgroup,
-        state: Document,
-        write: Callable[[], None],
+        state: ContainerState,
         *,
         check_memory: Callable[[int], list[str]] = lambda _limit: [],
         last: Callable[[str], int] = last_number,
@@ -45,7 +44,6 @@ class Usage:
         self._name = plan.id
         self._processes = processes
         self._state = state
-        self._write = write
         self._check_memory = check_memory
         self._last = last
         self._cgroup = cgroup
@@ -54,7 +52,7 @@ class Usage:
         on_host = {field: value for field in ("cpus", "mems") if (value := getattr(plan.cgroup.limits, field))}
         self._limits: Document = spec_resources | {"cpu": (spec_resources.get("cpu") or {}) | on_host}
         #: `hawse update` reads it, and sends no request if nothing changes.
-        self._state["limits"] = limits_of(self._limits)
+        self._state.limits = limits_of(self._limits)
         #: The limits that the host and the guest have set; unknown after a failure.
         self._on_host: HostLimits | None = host_limits(self._limits, vm=self._holds_vm)
         self._in_guest = resources.for_guest(self._limits)
@@ -72,7 +70,7 @@ class Usage:
 
     async def answer(self, method: str, params: Document) -> object:
         """Answer a query method of the monitor. Raises :class:`StateError` if the container has ended."""
-        self._check_alive()
+        self._state.check_alive()
         if method == "pids":
             return self._processes.proxies(self._name)
         if method == "listing":
@@ -87,9 +85,9 @@ class Usage:
 
     def note_oom(self, kills: int) -> None:
         """Record the number of OOM kills that the guest reports."""
-        if kills <= max(self._kills, self._state.get("oomKills", 0)):
+        if kills <= max(self._kills, self._state.oom_kills):
             return
-        if not self._state.get("oomKills", 0) and not self._kills:
+        if not self._state.oom_kills and not self._kills:
             # Once: engines read whether a kill occurred. The count comes from the hostile guest.
             self._processes.hold(self._name, self._record_oom())
         self._kills = kills
@@ -110,8 +108,8 @@ class Usage:
 
     def _report_oom(self) -> None:
         self._report_timer, self._reported_at = None, asyncio.get_running_loop().time()
-        self._state["oomKills"] = self._kills
-        self._write()
+        self._state.oom_kills = self._kills
+        self._state.write()
         self._wake()
 
     async def _record_oom(self) -> None:
@@ -128,20 +126,16 @@ class Usage:
         """The number of OOM kills, as soon as it exceeds ``seen``, or after ``seconds``."""
         with suppress(TimeoutError):
             async with asyncio.timeout(min(seconds, _LONGEST_WAIT)):
-                while self._state.get("oomKills", 0) <= seen and not self._ended:
+                while self._state.oom_kills <= seen and not self._ended:
                     await self._changed.wait()
-        return int(self._state.get("oomKills", 0))
-
-    def _check_alive(self) -> None:
-        if self._state["status"] not in (CREATED, RUNNING, PAUSED):
-            raise StateError(f"container not running: {self._name} is {self._state['status']}")
+        return self._state.oom_kills
 
     async def update(self, changes: object) -> list[str]:
         """Apply changed limits on the host and in the guest. Returns warnings.
 
         Raises StateError, ConfigError, HostError or VmError.
         """
-        self._check_alive()
+        self._state.check_alive()
         merged = resources.merge(changes, self._limits)
         self._check_lists(merged)
         warnings: list[str] = []
@@ -194,6 +188,6 @@ class Usage:
     def _record_limits(self, limits: Document | None) -> None:
         """Save the limits in the state; None for unknown limits."""
         recorded = None if limits is None else limits_of(limits)
-        if self._state.get("limits") != recorded:
-            self._state["limits"] = recorded
-            self._write()
+        if self._state.limits != recorded:
+            self._state.limits = recorded
+            self._state.write()
