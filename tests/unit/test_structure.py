@@ -282,3 +282,14 @@ def test_test_modules_are_not_imported() -> None:
             parts = module.split(".")
             assert not any(part.startswith("test_") or part == "conftest" for part in parts), f"{path} imports {module}"
             assert suite in ("unit", "bench") or parts[0] not in SUITES or parts[0] == suite, f"{path} imports {module}"
+
+
+def test_files_and_functions_of_the_node_s_journey_exist() -> None:
+    text = (TOP / "docs" / "architecture.md").read_text()
+    table = text.partition("## The journey of a VFIO node")[2].partition("## Folders")[0]
+    steps = [re.findall(r"`([\w/]+\.py)`(?:, `(\w+)`)?", line.rpartition(" | ")[2]) for line in table.splitlines()]
+    places = [place for step in steps for place in step]
+    assert len(places) >= 10
+    for path, function in places:
+        source = Path(PACKAGE, path).read_text()
+        assert not function or re.search(rf"^ *(async )?def {function}\(", source, re.M), (path, function)
