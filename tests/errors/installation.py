@@ -124,9 +124,9 @@ SITUATIONS: dict[str, Act] = {
     "The guest image was removed while a sandbox was being started": lambda _host: lock.hold("/images/20c5aa3eb55e"),
     "Another process has the lock of the guest image": locked_image,
     "containerd's configuration has a version that hawse does not know": lambda _host: edits.add_containerd(
-        "version = 9", edits.Wanted("hawse", "/usr/bin/hawse")
+        "version = 9", edits.Registration("hawse", "/usr/bin/hawse")
     ),
     "containerd's configuration has version 1 or none": lambda _host: edits.add_containerd(
-        "oom_score = 0", edits.Wanted("hawse", "/usr/bin/hawse")
+        "oom_score = 0", edits.Registration("hawse", "/usr/bin/hawse")
     ),
 }  # fmt: skip

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.errors import ConfigError
-from hawse.install.edits import ENGINES, Wanted, add_containerd, add_docker, remove_docker
+from hawse.install.edits import ENGINES, Registration, add_containerd, add_docker, remove_docker
 from hawse.install.files import read, write
 
-WANTED = Wanted("hawse", "/opt/hawse/bin/hawse")
+WANTED = Registration("hawse", "/opt/hawse/bin/hawse")
 CONTAINERD = """# The machine's own.
 version = 2
 oom_score = -999 # keep
@@ -66,7 +66,7 @@ def test_install_is_idempotent_and_undo_keeps_the_rest_of_the_file(name: str, be
     after = engine.add(before, WANTED)
     assert WANTED.program in after
     assert engine.add(after, WANTED) == after
-    assert engine.add(after, Wanted("hawse", "/elsewhere")).count("/elsewhere") == 1
+    assert engine.add(after, Registration("hawse", "/elsewhere")).count("/elsewhere") == 1
     left = engine.remove(after, WANTED)
     assert engine.remove(left, WANTED) == left
     if name == "crio" and before:

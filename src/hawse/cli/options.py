@@ -35,7 +35,7 @@ def split(
     ends the options, too: it is a verb, and the rest are its arguments. ``command`` is the verb whose arguments these
     are, "" for the global options. Raises :class:`UsageError`.
     """
-    found = Words()
+    parsed = Words()
     flags = flags or {}
     lead, hint = (f"{command}: ", see(command)) if command else ("", see())
     left = list(words)
@@ -43,24 +43,24 @@ def split(
         word = left.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
         if word == "--":
-            found.rest += left
+            parsed.rest += left
             break
         if word in flags:
-            found.flags.add(flags[word])
+            parsed.flags.add(flags[word])
         elif word.startswith("--") and name in options:
             if not equals:
                 if not left:
                     raise UsageError(f"{lead}--{name} needs a value", hint=hint)
                 value = left.pop(0)
-            found.options[name] = value
+            parsed.options[name] = value
         elif word.startswith("-") and word != "-":
             raise UsageError(f"{lead}unknown option {word[:80]!r}", hint=hint)
         elif verb:
-            found.rest = [word, *left]
+            parsed.rest = [word, *left]
             break
         else:
-            found.rest.append(word)
-    return found
+            parsed.rest.append(word)
+    return parsed
 
 
 def expect(words: Words, verb: str, *names: str, optional: int = 0) -> list[str]:

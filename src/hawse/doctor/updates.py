@@ -18,14 +18,14 @@ _DAY = 24 * 3600.0
 _SECONDS = 20
 
 
-def outdated(files: ImageFiles, found: store.Image, *, now: float | None = None) -> str:
+def outdated(files: ImageFiles, image: store.Image, *, now: float | None = None) -> str:
     """The reason why the image should be built again, as a sentence; "" for none."""
     seconds = (time.time() if now is None else now) - store.confirmed(
         files.cache, files.kernel, files.modules, files.extra_modules
     )
     if seconds > DAYS * _DAY:
         return f"it lacks the updates of the last {int(seconds / _DAY)} days"
-    newer = "" if files.kernel else _newer_kernel(store.packages(found))
+    newer = "" if files.kernel else _newer_kernel(store.packages(image))
     return f"it lacks the kernel {newer} in apt's package lists" if newer else ""
 
 

@@ -25,7 +25,7 @@ _CONTAINERD = {2: _CRI_2, 3: _CRI_3, 4: _CRI_3}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Registration:
     """The runtime's entry: its name, the path of the program, and the path of hawse's configuration.
 
     ``config`` is "" for the default path, which the program reads without an option.
@@ -46,53 +46,53 @@ class Engine:
 
     path: str
     advice: str
-    add: Callable[[str, Wanted], str]
-    remove: Callable[[str, Wanted], str]
+    add: Callable[[str, Registration], str]
+    remove: Callable[[str, Registration], str]
     passes_config: bool = False
 
 
-def add_podman(text: str, wanted: Wanted) -> str:
+def add_podman(text: str, registration: Registration) -> str:
     """Add hawse to a separate file of containers.conf.d (containers.conf(5), [engine.runtimes])."""
     document = _toml(text)
-    _table(document, ("engine", "runtimes"))[wanted.name] = [wanted.program]
+    _table(document, ("engine", "runtimes"))[registration.name] = [registration.program]
     return tomlkit.dumps(document)
 
 
-def remove_podman(text: str, wanted: Wanted) -> str:
+def remove_podman(text: str, registration: Registration) -> str:
     """Remove hawse."""
-    return _without(text, ("engine", "runtimes"), wanted.name)
+    return _without(text, ("engine", "runtimes"), registration.name)
 
 
-def add_docker(text: str, wanted: Wanted) -> str:
+def add_docker(text: str, registration: Registration) -> str:
     """Add hawse to daemon.json (dockerd(8), "runtimes"), with --config in runtimeArgs. Other keys of the entry stay."""
     document = _json(text)
     runtimes = document.setdefault("runtimes", {})
     if not isinstance(runtimes, dict):
         raise ConfigError('"runtimes" is not an object', hint="make it an object, {}")
-    arguments = ["--config", wanted.config] if wanted.config else []
-    present = runtimes.get(wanted.name)
-    entry: Document = {"path": wanted.program}
-    if isinstance(present, dict) and present.get("path") == wanted.program:
+    arguments = ["--config", registration.config] if registration.config else []
+    present = runtimes.get(registration.name)
+    entry: Document = {"path": registration.program}
+    if isinstance(present, dict) and present.get("path") == registration.program:
         entry = present
     entry = entry | ({"runtimeArgs": arguments} if arguments else {})
     if entry == present:
         return text
-    runtimes[wanted.name] = entry
+    runtimes[registration.name] = entry
     return json.dumps(document, indent=4) + "\n"
 
 
-def remove_docker(text: str, wanted: Wanted) -> str:
+def remove_docker(text: str, registration: Registration) -> str:
     """Remove hawse."""
     document = _json(text)
-    if wanted.name not in document.get("runtimes", {}):
+    if registration.name not in document.get("runtimes", {}):
         return text
-    del document["runtimes"][wanted.name]
+    del document["runtimes"][registration.name]
     if not document["runtimes"]:
         del document["runtimes"]
     return json.dumps(document, indent=4) + "\n" if document else ""
 
 
-def add_containerd(text: str, wanted: Wanted) -> str:
+def add_containerd(text: str, registration: Registration) -> str:
     """Add hawse to config.toml as a handler of the CRI plugin.
 
     An imported file would be cleaner, but before containerd 2 such a file replaces the plugin's whole section
@@ -102,7 +102,7 @@ def add_containerd(text: str, wanted: Wanted) -> str:
     if not text.strip():
         document["version"] = 2
     table = _table(document, _containerd_tables(document))
-    handler = table.setdefault(wanted.name, tomlkit.table())
+    handler = table.setdefault(registration.name, tomlkit.table())
     values: Document = {
         "runtime_type": "io.containerd.runc.v2",
         # A privileged container gets the devices of the guest, not all devices of the host.
@@ -114,27 +114,27 @@ def add_containerd(text: str, wanted: Wanted) -> str:
         if handler.get(key) != value:
             handler[key] = value
     options = handler.setdefault("options", tomlkit.table())
-    if options.get("BinaryName") != wanted.program:
-        options["BinaryName"] = wanted.program
+    if options.get("BinaryName") != registration.program:
+        options["BinaryName"] = registration.program
     return tomlkit.dumps(document)
 
 
-def remove_containerd(text: str, wanted: Wanted) -> str:
+def remove_containerd(text: str, registration: Registration) -> str:
     """Remove hawse."""
     if not text.strip():
         return text
-    left = _without(text, _containerd_tables(_toml(text)), wanted.name)
+    left = _without(text, _containerd_tables(_toml(text)), registration.name)
     return "" if left.split() == ["version", "=", "2"] else left
 
 
-def add_crio(text: str, wanted: Wanted) -> str:
+def add_crio(text: str, registration: Registration) -> str:
     """Add hawse to a separate file of crio.conf.d (crio.conf(5))."""
     document = _toml(text)
     runtime = _table(document, ("crio", "runtime"))
     # The sandbox is the VM, so CRI-O has to create it. By default it omits sandboxes (crio.conf(5), drop_infra_ctr).
     runtime["drop_infra_ctr"] = False
-    _table(document, ("crio", "runtime", "runtimes"))[wanted.name] = {
-        "runtime_path": wanted.program,
+    _table(document, ("crio", "runtime", "runtimes"))[registration.name] = {
+        "runtime_path": registration.program,
         "runtime_type": "oci",
         "runtime_root": "/run/hawse",
         "privileged_without_host_devices": True,
@@ -143,9 +143,9 @@ def add_crio(text: str, wanted: Wanted) -> str:
     return tomlkit.dumps(document)
 
 
-def remove_crio(text: str, wanted: Wanted) -> str:
+def remove_crio(text: str, registration: Registration) -> str:
     """Remove hawse; the file is removed with its last runtime."""
-    left = _without(text, ("crio", "runtime", "runtimes"), wanted.name)
+    left = _without(text, ("crio", "runtime", "runtimes"), registration.name)
     kept = _toml(left).unwrap().get("crio", {}).get("runtime", {})
     return "" if kept in ({}, {"drop_infra_ctr": False}) else left
 

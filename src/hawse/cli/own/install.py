@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from hawse.config import DEFAULT_PATH, ImageFiles, Vm
 from hawse.errors import HawseError, HostError, UsageError
 from hawse.install import settings as own
-from hawse.install.edits import ENGINES, Engine, Wanted
+from hawse.install.edits import ENGINES, Engine, Registration
 from hawse.install.files import read, write
 from hawse.vm import acceleration
 from hawse.vm.image import store
@@ -53,15 +53,15 @@ def run(
     path = args.file or engine.path
     own_path = os.path.abspath(settings.config_path or DEFAULT_PATH)
     elsewhere = own_path if own_path != DEFAULT_PATH else ""
-    wanted = Wanted(_name(args.name), _program(args.program), elsewhere if engine.passes_config else "")
+    registration = Registration(_name(args.name), _program(args.program), elsewhere if engine.passes_config else "")
     before = read(path)
     try:
-        after = (engine.remove if args.undo else engine.add)(before, wanted)
+        after = (engine.remove if args.undo else engine.add)(before, registration)
     except HawseError as error:
         raise error.with_context(path) from None
     if args.undo:
         _change(path, before, after, engine.advice, dry=args.dry_run)
-        others = [name for name, other in engines.items() if other is not engine and _knows(other, wanted)]
+        others = [name for name, other in engines.items() if other is not engine and _knows(other, registration)]
         _forget(settings.config_path or DEFAULT_PATH, others, dry=args.dry_run)
     else:
         # Before the engine's file: no engine may run hawse without a configuration.
@@ -149,11 +149,11 @@ def _forget(path: str, others: list[str], *, dry: bool) -> None:
         _change(path, text, "", dry=dry)
 
 
-def _knows(engine: Engine, wanted: Wanted) -> bool:
+def _knows(engine: Engine, registration: Registration) -> bool:
     """Whether an engine's file at its usual path contains the runtime; true if the file cannot be read."""
     try:
         text = read(engine.path)
-        return engine.remove(text, wanted) != text
+        return engine.remove(text, registration) != text
     except HawseError:
         return True
 

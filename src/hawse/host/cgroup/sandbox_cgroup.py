@@ -123,11 +123,11 @@ class HostCgroup:
     def values(self) -> dict[str, str]:
         """The content of the files that :meth:`limit` writes for an update, by path; for :meth:`restore`."""
         paths = [f"{path}/{name}" for path in _recorded(self._directory) for name in _LIMITS]
-        found = {}
+        contents = {}
         for path in paths:
             with suppress(OSError):  # a controller that this cgroup lacks
-                found[path] = read_attribute(path)
-        return found
+                contents[path] = read_attribute(path)
+        return contents
 
     def restore(self, values: Mapping[str, str]) -> None:
         """Undo :meth:`limit`: write the files that have changed since :meth:`values`. Raises :class:`HostError`."""
