@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,17 @@ def test_pid_file_is_written_atomically(tmp_path: Path) -> None:
         assert old.read() == "1234567"
     assert path.read_text() == "42"
     assert os.listdir(tmp_path) == ["pid"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o007, 0o660)])
+def test_pid_file_has_the_mode_of_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    """As runc creates it (utils_linux.go, createPidFile())."""
+    before = os.umask(umask)
+    try:
+        write_pid_file(str(tmp_path / "pid"), 42)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "pid").stat().st_mode) == mode
 
 
 def test_pid_file_that_cannot_be_written_is_reported_in_a_sentence(tmp_path: Path) -> None:
