@@ -69,12 +69,12 @@ def share(source: str, *, is_dir: bool = True, readonly: bool = False, **fields:
 
 def own(place: str, words: str) -> Note:
     """The warning about a bind of a view of the kernel."""
-    return Note("warning", f"/bundle/config.json: mounts[3].source: {place} is the guest's own{words}")
+    return Note("warning", f"/bundle/config.json: mounts[3].source: {place} is the guest's{words}")
 
 
-PLAIN = ", not the host's [bind files that are not below /proc, /sys, /dev]"
+PLAIN = ", not the host's [bind files that are not below /proc, /sys or /dev]"
 VFIO = (
-    ": of the host's VFIO devices it has those alone that linux.devices names [name them there: --device /dev/vfio/NN "
+    ": it contains only the VFIO devices of the host that linux.devices lists [list them there: --device /dev/vfio/NN "
     "for each group]"
 )
 
@@ -162,7 +162,7 @@ VFIO = (
             ),
         ),
         (bind("/srv/data", type="hugetlbfs"), GuestMount(bind(IN_SHARE, type="hugetlbfs"), share=share("/srv/data"))),
-        ({"destination": "/x", "type": "debugfs", "source": "none"}, "debugfs shows the guest's kernel"),
+        ({"destination": "/x", "type": "debugfs", "source": "none"}, "debugfs shows the guest kernel"),
     ],
 )  # fmt: skip
 def test_mount_becomes(mount: dict[str, Any], expected: GuestMount | str) -> None:
@@ -214,10 +214,10 @@ def test_option_maps_owners_as_the_user_namespace_does(option: str) -> None:
         ({"destination": "/x", "source": "/srv/data"}, r"type: missing"),
         (bind("/srv/data", "rshared"), r"options: rshared: "),
         (bind("/sys", **MAPPED), r"uidMappings: /sys cannot be mapped"),
-        (bind("/dev/vfio/7"), r"source: /dev/vfio/7 is a device of the host's"),
-        (bind("/dev/vfio/devices/vfio3"), r"source: /dev/vfio/devices/vfio3 is a device of the host's"),
+        (bind("/dev/vfio/7"), r"source: /dev/vfio/7 is a device of the host"),
+        (bind("/dev/vfio/devices/vfio3"), r"source: /dev/vfio/devices/vfio3 is a device of the host"),
         ({"destination": "/x", "type": "tmpfs", **MAPPED}, r"uidMappings: only a bind mount can map owners"),
-        ({"destination": "/x", "type": "ext4", "source": "/dev/sdz"}, r"type: ext4: the disk '/dev/sdz' is the host's"),
+        ({"destination": "/x", "type": "ext4", "source": "/dev/sdz"}, r"type: ext4: the disk '/dev/sdz' of the host does not exist in the guest"),
         ({"destination": "/x", "type": "overlay", "options": []}, r"options: "),
     ],
 )

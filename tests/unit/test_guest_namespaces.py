@@ -55,9 +55,9 @@ def test_namespace_is_created_or_joined(
     ("role", "namespaces", "words"),
     [
         (SINGLE, ["time"], r"linux\.namespaces\[0\]: the guest's runtime cannot create a time namespace"),
-        (SINGLE, ["pid", "ipc:/x"], r"linux\.namespaces\[1\]: the ipc namespace at /x is one of the host's kernel"),
-        (CONTAINER, ["mount:/x"], r"linux\.namespaces\[0\]: the mount namespace at /x is one of the host's kernel"),
-        (CONTAINER, ["cgroup:/x"], r"linux\.namespaces\[0\]: the cgroup namespace at /x is one of the host's kernel"),
+        (SINGLE, ["pid", "ipc:/x"], r"linux\.namespaces\[1\]: the ipc namespace at /x belongs to the host kernel"),
+        (CONTAINER, ["mount:/x"], r"linux\.namespaces\[0\]: the mount namespace at /x belongs to the host kernel"),
+        (CONTAINER, ["cgroup:/x"], r"linux\.namespaces\[0\]: the cgroup namespace at /x belongs to the host kernel"),
     ],
 )
 def test_namespace_of_the_host_is_refused(role: str, namespaces: list[str], words: str) -> None:
@@ -69,7 +69,7 @@ def test_namespace_of_the_host_is_refused(role: str, namespaces: list[str], word
 @pytest.mark.parametrize(("missing", "what"), [("network", "network, which a virtual machine"), ("mount", "mounts")])
 def test_host_network_and_host_mounts_are_refused(missing: str, what: str) -> None:
     others = [Namespace(type=kind) for kind in ("network", "mount") if kind != missing]
-    with pytest.raises(ConfigError, match=f"none of type {missing}: the container would have the host's {what}"):
+    with pytest.raises(ConfigError, match=f"none of type {missing}: the container would use the host's {what}"):
         plan_namespaces("config.json", Linux(namespaces=others), SINGLE)
 
 

@@ -22,7 +22,7 @@ COLD = f'[devices]\nplug = "cold"\n{EMULATED}'
 #: The beginnings of notes. Of the specification and of its devices:
 READ = [
     "warning: process.apparmorProfile: ",
-    "warning: mounts[0].source: /sys is the guest's own",
+    "warning: mounts[0].source: /sys is the guest's",
     "warning: linux.devices: the container may use every device, but these nodes are left out: /dev/vfio/999999",
 ]
 #: of the VM: acceleration, share, jail;
@@ -30,7 +30,7 @@ MACHINE = ["debug: acceleration: tcg", "warning: vm.share: files are shared by 9
 SIZE = ["warning: vm.memory_mib: "]
 #: and of the container.
 CONTAINER = ["debug: emulated edu is ", "warning: process.env: PCIDEVICE_X ", "warning: NOTIFY_SOCKET: @none: "]
-COMES_TOO_LATE = ["warning: devices.plug is cold, but the virtual machine of the pod runs"]
+COMES_TOO_LATE = ["warning: devices.plug is cold, but the pod's virtual machine already runs"]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_notes_of_a_joining_container_are_in_the_order_of_its_steps(host: Planne
         ("", "", {}, r"group 5 is missing", READ[:2]),
         ("", EMULATED, {"hawse.hugepages": "x"}, "annotations: hawse.hugepages", READ),
         ('hugepages = "1GB"\nmemory_mib = 4194304', EMULATED, {}, "takes 4096 huge pages of 1GB", READ),
-        ('share = "virtiofs"', EMULATED, {}, "no virtiofsd was found", [*READ, *MACHINE[:1]]),
+        ('share = "virtiofs"', EMULATED, {}, "virtiofsd is not installed", [*READ, *MACHINE[:1]]),
         ('confine = "required"', EMULATED, {}, "QEMU cannot be confined", [*READ, *MACHINE[:2]]),
         ("overhead_mib = 1", EMULATED, {}, "vm.overhead_mib is 1", [*READ, *MACHINE]),
     ],
