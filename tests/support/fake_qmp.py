@@ -157,6 +157,7 @@ class FakeLink:
     def __init__(self, answers: dict[str, Any]) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.seconds: dict[str, float] = {}
+        self.ended: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
         self._answers = answers
 
     async def call(self, call: calls.Call[calls.Answer], *, seconds: float) -> calls.Answer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hawse.vfio import sysfs
 from hawse.vfio.bind import records as bindings
-from hawse.vfio.bind.bind import bind, give_back
+from hawse.vfio.bind.bind import bind, restore_drivers
 from hawse.vfio.bind.records import Record
 from tests.support.kernel import FakeKernel
 from tests.support.sysfs import FakeSysfs
@@ -34,9 +34,9 @@ class Host(FakeSysfs):
             owner_lives=lambda _owner: lives, effects=self.kernel.effects, seconds=0.2,
         )  # fmt: skip
 
-    def give_back(self, *records: Record) -> None:
-        """Call :func:`hawse.vfio.bind.bind.give_back` with a short timeout."""
-        give_back(records, directory=self.directory, root=self.root, effects=self.kernel.effects, seconds=0.2)
+    def restore_drivers(self, *records: Record) -> None:
+        """Call :func:`hawse.vfio.bind.bind.restore_drivers` with a short timeout."""
+        restore_drivers(records, directory=self.directory, root=self.root, effects=self.kernel.effects, seconds=0.2)
 
     def state(self) -> dict[str, tuple[str, str]]:
         """The driver and the override of each function."""

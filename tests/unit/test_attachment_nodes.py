@@ -175,7 +175,7 @@ def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str)
         if refusal:
             with pytest.raises(VmError) as caught:
                 await machine.begin()
-            assert caught.value.message == f"the guest's answer to bind_vfio is unusable: {refusal}"
+            assert caught.value.message.endswith(f" of group 5: the guest's answer to bind_vfio is unusable: {refusal}")
             assert caught.value.hint
             return
         await machine.begin()

@@ -97,9 +97,13 @@ def test_failed_command_undoes_earlier_commands(number: int, error: HawseError) 
             {"bind_vfio": [BOUND, BOUND | {"group": 4}]},
             "is in the guest's group 4, but others of host group 7 are in 3",
         ),
-        ({"bind_vfio": BOUND | {"group": "../3"}}, "the guest's answer to bind_vfio is unusable: group: "),
-        ({"bind_vfio": BOUND | {"group": True}}, "the guest's answer to bind_vfio is unusable: group: "),
-        ({"bind_vfio": None}, "the guest's answer to bind_vfio is unusable: Expected `object`, got `null`"),
+        ({"bind_vfio": BOUND | {"group": "../3"}}, "of group 7: the guest's answer to bind_vfio is unusable: group: "),
+        ({"bind_vfio": BOUND | {"group": True}}, "of group 7: the guest's answer to bind_vfio is unusable: group: "),
+        ({"bind_vfio": None}, "of group 7: the guest's answer to bind_vfio is unusable: Expected `object`, got `null`"),
+        (
+            {"bind_vfio": [BOUND, VmError("the agent in the guest did not answer bind_vfio within 35 s")]},
+            "^emulated e1000e of group 7: the agent in the guest did not answer bind_vfio",
+        ),
         ({"add_nodes": {}}, "the guest's answer to add_nodes is unusable: Expected `null`, got `object`"),
         (
             {"add_nodes": StateError("/dev/vfio/7: another file exists")},
@@ -389,7 +393,7 @@ def test_invalid_report_about_device_files_is_refused(file: object, refusal: str
         box = Sandbox(FakeQmp(), {"bind_vfio": FILES | {"file": file}}, EDU)
         with pytest.raises(VmError) as caught:
             await box.begin()
-        assert caught.value.message == f"the guest's answer to bind_vfio is unusable: {refusal}"
+        assert caught.value.message.endswith(f" of group 5: the guest's answer to bind_vfio is unusable: {refusal}")
 
     virtual_time.run(story())
 

@@ -73,7 +73,7 @@ def test_bind_writes_a_record_and_restoring_deletes_it(host: Host) -> None:
     assert records == [Record(C, "e1000e", "", "vfio-pci")] == host.records()
     assert host.kernel.seen == steps(TO_VFIO, C)
     assert host.state() == BEFORE | {C: ("vfio-pci", "vfio-pci")}
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert host.state() == BEFORE
     assert os.listdir(host.directory) == []
 
@@ -85,7 +85,7 @@ def test_every_state_is_restored_exactly(host: Host, before: tuple[str, str]) ->
     host.write(f"sys/bus/pci/devices/{C}/driver_override", f"{before[1]}\n")
     records = host.take(C)
     assert host.state()[C] == ("vfio-pci", "vfio-pci")
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert host.state()[C] == before
 
 
@@ -105,7 +105,7 @@ def test_part_of_a_group_is_refused(host: Host) -> None:
     assert host.state() == BEFORE
     records = host.take(A, group=True)
     assert [(record.address, record.driver) for record in records] == [(A, "e1000e"), (B, "igb")]
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert host.state() == BEFORE
 
 
@@ -183,7 +183,7 @@ def test_change_between_vfio_drivers_keeps_the_first_driver_in_the_record(host: 
     host.driver("my-vfio-pci")
     records = host.take(C, driver="my_vfio_pci")
     assert records == [Record(C, "e1000e", "", "my-vfio-pci")]
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert host.state() == BEFORE
 
 
@@ -229,7 +229,7 @@ def test_failed_undo_is_reported_with_the_failure_and_keeps_the_record(host: Hos
     )
     assert caught.value.hint == f"when the cause is fixed: `hawse unbind {C}`"
     host.kernel.picky = set()
-    host.give_back(*host.records())
+    host.restore_drivers(*host.records())
     assert (host.state(), host.records()) == (BEFORE, [])
 
 
@@ -264,7 +264,7 @@ def test_function_can_be_restored_after_a_crash_at_any_write(host: Host) -> None
         bindings.write(host.directory, record)
         for path, text in steps(TO_VFIO, C)[:done]:
             host.kernel.react(path, text)
-        host.give_back(*bindings.of_owner(host.directory, "pod"))
+        host.restore_drivers(*bindings.of_owner(host.directory, "pod"))
         assert (host.state(), host.records()) == (BEFORE, []), done
 
 
@@ -274,7 +274,7 @@ def test_new_bind_after_a_crash_keeps_the_first_driver_in_the_record(host: Host)
         for path, text in steps(TO_VFIO, C)[:done]:
             host.kernel.react(path, text)
         assert host.take(C, owner="pod", lives=False) == [Record(C, "e1000e", "", "vfio-pci", "pod")]
-        host.give_back(*host.records())
+        host.restore_drivers(*host.records())
         assert host.state() == BEFORE
 
 
@@ -284,10 +284,10 @@ def test_function_of_a_living_sandbox_is_refused_and_that_of_a_dead_one_is_taken
         host.take(C, owner="two")
     stale = host.records()
     assert host.take(C, owner="two", lives=False) == [Record(C, "e1000e", "", "vfio-pci", "two")]
-    host.give_back(*stale)
+    host.restore_drivers(*stale)
     assert host.state()[C] == ("vfio-pci", "vfio-pci")
     assert bindings.of_owner(host.directory, "one") == []
-    host.give_back(*bindings.of_owner(host.directory, "two"))
+    host.restore_drivers(*bindings.of_owner(host.directory, "two"))
     assert (host.state(), host.records()) == (BEFORE, [])
 
 
@@ -295,7 +295,7 @@ def test_nothing_is_restored_while_its_group_is_open(host: Host) -> None:
     records = host.take(A, B, C)
     host.kernel.users[12] = ["qemu (pid 5)"]
     with pytest.raises(DeviceError) as caught:
-        host.give_back(*records)
+        host.restore_drivers(*records)
     assert caught.value.message == "; ".join(
         f"{name}: its group 12 is in use: qemu (pid 5) has /dev/vfio/12 open" for name in (A, B)
     )
@@ -308,7 +308,7 @@ def test_restoring_waits_for_a_qemu_that_is_ending(host: Host) -> None:
     records = host.take(A, B, C, owner="pod")
     ending = [["qemu (pid 5)"], ["another process"], []]
     host.kernel.effects = replace(host.kernel.effects, holders=lambda group: ending.pop(0) if group == 12 else [])
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert (host.state(), host.records(), ending) == (BEFORE, [], [])
 
 
@@ -325,7 +325,7 @@ def test_user_of_a_group_is_named_after_a_wait_for_sandboxes_and_at_once_otherwi
 
     host.kernel.effects = replace(host.kernel.effects, holders=holders)
     with pytest.raises(DeviceError, match=r"0000:3c:00\.0: its group 13 is in use: dpdk \(pid 6\) has /dev/vfio/13"):
-        host.give_back(*records)
+        host.restore_drivers(*records)
     assert len(groups) in attempts
     assert host.records() == records
 
@@ -335,7 +335,7 @@ def test_nvswitch_is_not_a_bridge(host: Host) -> None:
     host.function("0000:56:00.0", group=56, driver="e1000e", class_code=0x068000, header=0)
     host.kernel.native["0000:56:00.0"] = "e1000e"
     [record] = host.take("0000:56:00.0")
-    host.give_back(record)
+    host.restore_drivers(record)
 
 
 def test_function_that_another_program_has_changed_is_not_restored(host: Host) -> None:
@@ -343,14 +343,14 @@ def test_function_that_another_program_has_changed_is_not_restored(host: Host) -
     os.unlink(f"{host.root}/sys/bus/pci/devices/{C}/driver")
     host.bind(C, "igb_uio")
     with pytest.raises(DeviceError, match=r"its driver is now igb_uio, .* bound it to vfio-pci, .* was e1000e"):
-        host.give_back(*records)
+        host.restore_drivers(*records)
     assert host.records() == records
 
 
 def test_record_of_a_vanished_function_is_deleted(host: Host) -> None:
     record = Record("0000:77:00.0", "nvme", "", "vfio-pci")
     bindings.write(host.directory, record)
-    host.give_back(record)
+    host.restore_drivers(record)
     assert (host.kernel.seen, host.records()) == ([], [])
 
 
@@ -358,10 +358,10 @@ def test_unloaded_native_driver_is_loaded_by_the_functions_modalias(host: Host) 
     records = host.take(C)
     os.rename(f"{host.root}/sys/bus/pci/drivers/e1000e", f"{host.root}/unloaded")
     with pytest.raises(HostError, match="the kernel has no PCI driver e1000e: Module e1000e not found"):
-        host.give_back(*records)
+        host.restore_drivers(*records)
     assert host.state()[C] == ("vfio-pci", "vfio-pci")
     host.kernel.modules = {host.read(C, "modalias").strip(): "e1000e"}
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert host.state() == BEFORE
 
 

@@ -31,16 +31,16 @@ def test_function_with_a_damaged_record_is_restored(host: Host) -> None:
     """The record of the caller is used."""
     records = host.take(C)
     host.write(f"run/hawse.bindings/{C}.json", "{")
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert (host.state(), os.listdir(host.directory)) == (BEFORE, [])
 
 
 def test_only_the_owner_on_record_restores_a_function(host: Host) -> None:
     [record] = host.take(C, owner="pod")
-    host.give_back(replace(record, owner="another"))
+    host.restore_drivers(replace(record, owner="another"))
     assert (host.state()[C], host.records()) == (("vfio-pci", "vfio-pci"), [record])
     bindings.remove(host.directory, C)
-    host.give_back(record)
+    host.restore_drivers(record)
     assert host.state() == BEFORE, "the function is restored even if its record was deleted"
 
 
@@ -109,7 +109,7 @@ def test_holders_of_a_group_are_searched_once(host: Host) -> None:
     host.kernel.effects = replace(host.kernel.effects, holders=holders)
     records = host.take(A, B, C)
     assert groups == [12, 13]
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert groups == [12, 13, 12, 13]
 
 
@@ -117,7 +117,7 @@ def test_function_that_has_left_its_group_is_restored(host: Host) -> None:
     records = host.take(C)
     os.unlink(f"{host.root}/sys/bus/pci/devices/{C}/iommu_group")
     host.kernel.effects = replace(host.kernel.effects, holders=lambda _group: ["somebody"])
-    host.give_back(*records)
+    host.restore_drivers(*records)
     assert host.state() == BEFORE
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError
-from hawse.host.vfio_functions import bound, give_back, take
+from hawse.host.vfio_functions import bound, restore_drivers, take
 from hawse.state.steps import DEVICES, Steps
 from hawse.state.store import Store
 from hawse.vfio.bind import records
@@ -41,12 +41,12 @@ def on_record(store: Store) -> list[str]:
     ],
 )
 def test_functions_of_the_sandbox_are_restored(store: Store, addresses: list[str] | None, left: list[str]) -> None:
-    give_back(store, addresses)
+    restore_drivers(store, addresses)
     assert on_record(store) == left
 
 
 def test_sandbox_without_records_restores_nothing(tmp_path: Path) -> None:
-    give_back(Store(str(tmp_path), "c1"))
+    restore_drivers(Store(str(tmp_path), "c1"))
 
 
 @pytest.mark.parametrize("ends", ["in order", "with an error"])

@@ -11,7 +11,7 @@ import msgspec
 from hawse.commands.client import call, check_version
 from hawse.config import ANNOTATIONS, Config
 from hawse.errors import HawseError, StateError, UsageError
-from hawse.host.vfio_functions import give_back, take
+from hawse.host.vfio_functions import restore_drivers, take
 from hawse.json_text import Document
 from hawse.plan.capacity import Room
 from hawse.plan.model import Attachment, PlugStep
@@ -56,7 +56,7 @@ def attach(store: Store, targets: list[str], config: Config) -> tuple[list[Docum
         # Check before hawse binds a function: afterwards the function has the driver that hawse chose.
         check_allowed([group for group in groups if isinstance(group, HostGroup)], options.allow)
         if addresses := to_bind(groups, options):
-            undo.callback(give_back, store, take(addresses, store))
+            undo.callback(restore_drivers, store, take(addresses, store))
         calls, warnings = prepare(store, targets, config)
         for attachment in calls:
             answer = call(store, "attach", attachment)
@@ -139,7 +139,7 @@ def detach(store: Store, targets: list[str], config: Config, *, force: bool) -> 
         numbers.append(number)
     for number in dict.fromkeys(numbers):
         call(store, "detach", {"group": number, "force": force})
-        give_back(store, [address for address, group in by_address.items() if group == number])
+        restore_drivers(store, [address for address, group in by_address.items() if group == number])
 
 
 def _refuse_guest_address(state: Document, target: str, remedy: str) -> None:

@@ -11,7 +11,7 @@ from hawse.errors import HawseError, NotFoundError, StateError
 from hawse.host import leftovers
 from hawse.host.cgroup import control
 from hawse.host.cgroup.sandbox_cgroup import release
-from hawse.host.vfio_functions import give_back
+from hawse.host.vfio_functions import restore_drivers
 from hawse.state.store import CREATED, CREATING, STOPPED, Store
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time
@@ -85,7 +85,7 @@ def remove(store: Store) -> list[str]:
             redirects.release(store.path)
         store.remove()
     finally:
-        give_back(store)
+        restore_drivers(store)
     return warnings
 
 

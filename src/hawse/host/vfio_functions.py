@@ -15,7 +15,7 @@ def bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None
     """Bind functions for the block. After it, restore all functions that were bound for the sandbox, also by
     attachments.
 
-    Raises what :func:`hawse.vfio.bind.bind.bind` and give_back raise.
+    Raises what :func:`hawse.vfio.bind.bind.bind` and restore_drivers raise.
     """
     if addresses:
         with steps.span(DEVICES, "bound"):
@@ -24,7 +24,7 @@ def bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None
         yield
     finally:
         with steps.span(DEVICES, "restored"):
-            give_back(store)
+            restore_drivers(store)
 
 
 def take(addresses: Sequence[str], store: Store) -> list[str]:
@@ -46,7 +46,7 @@ def take(addresses: Sequence[str], store: Store) -> list[str]:
     return [record.address for record in records]
 
 
-def give_back(store: Store, addresses: Sequence[str] | None = None) -> None:
+def restore_drivers(store: Store, addresses: Sequence[str] | None = None) -> None:
     """Restore the drivers of functions that were bound for a container: of ``addresses``, or of all if that is None.
 
     Raises :class:`HawseError` for functions that cannot be restored; they stay recorded.
@@ -61,4 +61,4 @@ def give_back(store: Store, addresses: Sequence[str] | None = None) -> None:
     records = bindings.of_owner(directory, store.name)
     chosen = [record for record in records if addresses is None or record.address in addresses]
     if chosen:
-        binding.give_back(chosen, directory=directory)
+        binding.restore_drivers(chosen, directory=directory)

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError
-from hawse.host.vfio_functions import give_back, take
+from hawse.host.vfio_functions import restore_drivers, take
 from hawse.monitor.processes.processes import uninterrupted
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Member:
     async def restore_functions(self) -> None:
         """Bind them to their previous drivers. Raises :class:`DeviceError`; the next call tries again."""
         if self._bound:
-            await asyncio.to_thread(give_back, self._store)
+            await asyncio.to_thread(restore_drivers, self._store)
             self._bound = False
 
 

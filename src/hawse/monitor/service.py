@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from hawse.errors import HawseError, LinkError, UsageError, VmError
+from hawse.errors import HawseError, LinkError, VmError
 from hawse.host.mounts.bind_sources import Source
 from hawse.host.mounts.origins import Origin
 from hawse.json_text import Document
@@ -73,8 +73,6 @@ class Service:
             return
         except HawseError as error:
             frame = control.encode_error(number, error)
-        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
-            frame = control.encode_error(number, UsageError(f"monitor: {method}: {type(error).__name__}: {error}"))
         except Exception as error:
             # asyncio does not close the connection (Python 3.11 asyncio/streams.py, connection_made()): without an
             # answer the caller would wait forever.

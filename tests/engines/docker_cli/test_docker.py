@@ -52,7 +52,7 @@ def test_container_without_a_network_has_a_loopback(docker: Docker) -> None:
 
 def test_namespaces_of_another_container_are_refused(docker: Docker, service: str) -> None:
     """The other container is in another VM, since Docker has no pods."""
-    words = {"network": "two virtual machines cannot have one interface", "pid": "the container runs on another kernel"}
+    words = {"network": "only one VM can use an interface", "pid": "the container runs on another kernel"}
     for kind, why in words.items():
         done = docker("run", "--rm", f"--{kind}", f"container:{service}", IMAGE, "true")
         assert done.code == 125, done

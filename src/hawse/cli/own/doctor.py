@@ -103,7 +103,7 @@ def _repair(state: str, *, root: str, effects: Effects) -> list[str]:
     for record in machine.left_bound(state, root=root)[1]:
         try:
             line = _restored(record, root)
-            binding.give_back([record], directory=directory, root=root, effects=effects)
+            binding.restore_drivers([record], directory=directory, root=root, effects=effects)
             lines.append(line)
         except HawseError as error:
             stuck.add(record.owner)

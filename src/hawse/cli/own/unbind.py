@@ -11,7 +11,7 @@ from hawse.errors import DeviceError, HawseError, UsageError
 from hawse.vfio import sysfs
 from hawse.vfio.bind import records as bindings
 from hawse.vfio.bind import targets
-from hawse.vfio.bind.bind import give_back, together
+from hawse.vfio.bind.bind import restore_drivers, together
 from hawse.vfio.bind.driver_moves import REAL
 from hawse.vfio.bind.records import Record
 from hawse.vfio.driver_names import is_vfio
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace, settings: Settings, *, root: str = "", effects
         try:
             _check_owner(record, settings.root)
             line = _line(record, root)
-            give_back([record], directory=directory, root=root, effects=effects)
+            restore_drivers([record], directory=directory, root=root, effects=effects)
             print(line)
         except HawseError as failure:
             failures.append(failure)

@@ -217,6 +217,10 @@ async def _call(plug: PlugStep, link: GuestLink, call: Call[Answer], seconds: fl
             hint=error.hint,
             evidence=error.evidence,
         ) from None
+    except VmError as error:
+        if link.ended.done():
+            raise  # the guest has ended, which is not the device's fault
+        raise error.with_context(f"{plug.label} of group {plug.group}") from None
 
 
 def _files(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Files:

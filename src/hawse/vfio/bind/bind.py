@@ -93,7 +93,7 @@ def bind(
     return [job.record for job in jobs]
 
 
-def give_back(
+def restore_drivers(
     records: Sequence[Record],
     *,
     directory: str,
