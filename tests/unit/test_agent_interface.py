@@ -17,6 +17,7 @@ import pytest
 import hawse.agent
 from hawse.agent import server
 from hawse.agent.calls.guest import Guest
+from hawse.agent.container import running_nodes
 from hawse.agent.server import Server
 from hawse.agent.system.reaper import Reaper
 from hawse.link import agreed
@@ -75,18 +76,15 @@ def test_server_opens_streams_for_calls_with_streams() -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "parameter", "kind", "unused"),
-    [
-        ("create", "binds", SharedBind, set()),
-        ("create", "sockets", GuestSocket, set()),
-        ("add_nodes", "nodes", LiveNode, set()),
-        ("remove_nodes", "nodes", LiveNode, {"mode", "uid", "gid"}),
-    ],
+    ("method", "parameter", "kind"), [("create", "binds", SharedBind), ("create", "sockets", GuestSocket)]
 )
-def test_agent_reads_the_fields_of_objects_in_calls(
-    method: str, parameter: str, kind: type[Any], unused: set[str]
-) -> None:
-    assert set(_read(method, parameter)) == set(kind.__struct_fields__) - unused
+def test_agent_reads_the_fields_of_objects_in_calls(method: str, parameter: str, kind: type[Any]) -> None:
+    assert set(_read(method, parameter)) == set(kind.__struct_fields__)
+
+
+def test_live_node_of_the_agent_has_the_fields_of_the_calls() -> None:
+    parameters = inspect.signature(running_nodes.LiveNode).parameters
+    assert {name: each.annotation for name, each in parameters.items()} == LiveNode.__annotations__
 
 
 def test_all_objects_in_calls_are_tested() -> None:

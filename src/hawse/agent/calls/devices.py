@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from hawse.agent.calls.guest import Guest
 from hawse.agent.calls.registry import Containers
+from hawse.agent.container.running_nodes import LiveNode
 from hawse.agent.devices import hardware
 from hawse.agent.machine.boot import DISK_MODULES, VFIO_MODULES
 from hawse.agent.system import trace
@@ -58,9 +59,7 @@ class DeviceCalls:
 
     def add_nodes(self, *, container: str, nodes: list[Document], devices: list[Document]) -> None:
         """Create nodes in a running container, with modes and owners, and replace its device map."""
-        self._containers.find(container).add_nodes(
-            [(n["path"], (n["major"], n["minor"]), n["mode"], n["uid"], n["gid"]) for n in nodes], devices
-        )
+        self._containers.find(container).nodes.add([LiveNode(**node) for node in nodes], devices)
 
     def remove_nodes(
         self, *, container: str, nodes: list[Document], group: int | None, force: bool, seconds: float,
@@ -69,7 +68,7 @@ class DeviceCalls:
         """Remove nodes from a container. The group must not be in use, unless it is None; ``force`` kills its users."""
         owner = self._containers.find(container)
         self._end_users(group, force=force, seconds=seconds)
-        owner.remove_nodes([(node["path"], (node["major"], node["minor"])) for node in nodes], devices)
+        owner.nodes.remove([LiveNode(**node) for node in nodes], devices)
         # A process that has opened the group since the first check would block the guest's only hotplug queue.
         self._end_users(group, force=force, seconds=seconds)
 

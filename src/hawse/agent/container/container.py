@@ -74,7 +74,7 @@ class Container:
             self._crun_name, crun=crun, ids=self.ids,
             oom_score_adj=(spec.get("process") or {}).get("oomScoreAdj") or 0,
         )  # fmt: skip
-        self._nodes = RunningNodes(
+        self.nodes = RunningNodes(
             self._open,
             ids=self.ids,
             rules=((spec.get("linux") or {}).get("resources") or {}).get("devices") or (),
@@ -177,16 +177,6 @@ class Container:
             raise StateError("cannot exec in a container that is not running: container not running")
         process = self.processes[number] = self._launcher.execute(number, spec, stdio)
         return process
-
-    def add_nodes(
-        self, nodes: Sequence[tuple[str, tuple[int, int], int, int, int]], devices: Sequence[Document]
-    ) -> None:
-        """Create nodes (path, numbers, mode, uid, gid) and allow them in the device cgroup; all of them or none."""
-        self._nodes.add(nodes, devices)
-
-    def remove_nodes(self, nodes: Sequence[tuple[str, tuple[int, int]]], devices: Sequence[Document]) -> None:
-        """Remove nodes (path, numbers) and the rules that allow them."""
-        self._nodes.remove(nodes, devices)
 
     def namespace(self, kind: str) -> int:
         """A descriptor of one of the first process's namespaces (proc(5)). Raises :class:`StateError` if it has

@@ -19,6 +19,22 @@ if TYPE_CHECKING:
     from hawse.json_text import Document
 
 
+class LiveNode:
+    """A node to create or to remove: its path, its numbers in the guest, and mode and owners in the container.
+
+    The fields are those of the call (:class:`hawse.monitor.agent.calls.LiveNode`).
+    """
+
+    __slots__ = ("gid", "mode", "numbers", "path", "uid")
+
+    def __init__(self, *, path: str, major: int, minor: int, mode: int, uid: int, gid: int) -> None:
+        self.path = path
+        self.numbers = (major, minor)
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+
+
 class RunningNodes:
     """The device nodes of one running container.
 
@@ -44,49 +60,53 @@ class RunningNodes:
         self._directory = directory
         self._map_file = map_file
 
-    def add(self, nodes: Sequence[tuple[str, tuple[int, int], int, int, int]], devices: Sequence[Document]) -> None:
-        """Create nodes (path, numbers, mode, uid, gid) and allow them in the device cgroup; all of them or none.
+    def add(self, nodes: Sequence[LiveNode], devices: Sequence[Document]) -> None:
+        """Create nodes and allow them in the device cgroup; all of them or none.
 
         ``devices`` is the new content of the container's device map.
         """
-        allowed = [{"allow": True, "type": "c", "major": n[0], "minor": n[1], "access": "rwm"} for _, n, *_ in nodes]
+        allowed = [
+            {"allow": True, "type": "c", "major": node.numbers[0], "minor": node.numbers[1], "access": "rwm"}
+            for node in nodes
+        ]
         before = self._rules
-        created = []
+        created: list[LiveNode] = []
         with self._root() as root:
             try:
                 # Append them, so that no later rule overrides them.
                 self._set_rules([*(rule for rule in before if rule not in allowed), *allowed])
-                for path, numbers, mode, uid, gid in nodes:
-                    self._create(root, path, numbers, mode=mode, uid=self._ids.uid(uid), gid=self._ids.gid(gid))
-                    created.append((path, numbers))
+                for node in nodes:
+                    self._create(root, node)
+                    created.append(node)
             except HawseError:
-                for path, numbers in created:
-                    remove_node(root, path, numbers)
+                for node in created:
+                    remove_node(root, node.path, node.numbers)
                 self._set_rules(before)
                 raise
         self._replace_map(devices)
 
-    def remove(self, nodes: Sequence[tuple[str, tuple[int, int]]], devices: Sequence[Document]) -> None:
-        """Remove nodes (path, numbers) and the rules that allow them."""
-        removed = {numbers for _, numbers in nodes}
+    def remove(self, nodes: Sequence[LiveNode], devices: Sequence[Document]) -> None:
+        """Remove nodes and the rules that allow them."""
+        removed = {node.numbers for node in nodes}
         with self._root() as root:
-            for path, numbers in nodes:
-                remove_node(root, path, numbers)
+            for node in nodes:
+                remove_node(root, node.path, node.numbers)
         self._set_rules(
             [r for r in self._rules if r.get("type") != "c" or (r.get("major"), r.get("minor")) not in removed]
         )
         self._replace_map(devices)
 
-    def _create(self, root: str, path: str, numbers: tuple[int, int], *, mode: int, uid: int, gid: int) -> None:
+    def _create(self, root: str, node: LiveNode) -> None:
+        uid, gid = self._ids.uid(node.uid), self._ids.gid(node.gid)
         if not self._ids.mapped:
-            make_node(root, path, numbers, mode=mode, uid=uid, gid=gid)
+            make_node(root, node.path, node.numbers, mode=node.mode, uid=uid, gid=gid)
             return
         # Nodes of a file system that was mounted in a user namespace cannot be opened (Linux fs/super.c, SB_I_NODEV).
-        source = bound_nodes.create_node(self._directory, numbers, mode=mode, uid=uid, gid=gid)
+        source = bound_nodes.create_node(self._directory, node.numbers, mode=node.mode, uid=uid, gid=gid)
         namespace = self._open("ns/mnt")
         try:
             with self._as_container_root():
-                bind_node(root, path, numbers, lambda target: syscalls.bind_in(namespace, source, target))
+                bind_node(root, node.path, node.numbers, lambda target: syscalls.bind_in(namespace, source, target))
         finally:
             os.close(namespace)
 
