@@ -114,7 +114,7 @@ def open_parent(root: str, path: str, *, make: bool) -> int:
                     os.mkdir(part, 0o755, dir_fd=directory)
             inner = os.open(part, _DIRECTORY, dir_fd=directory)
         except OSError as error:
-            problem = f"the directory {part} cannot be opened in the container"
+            problem = f"the directory {part} cannot be opened"
             raise StateError(f"{path}: {problem}: {error.strerror}") from None
         finally:
             os.close(directory)
