@@ -102,8 +102,8 @@ def not_loaded(host: FakeSysfs) -> None:
 SITUATIONS: dict[str, Act] = {
     "An annotation is unknown": annotation("hawse.vf_token", "x"),
     "An annotation is not allowed": annotation("hawse.devices", "0000:3b:00.0", ()),
-    "An annotation's token is none": annotation("hawse.vf-token", "secret"),
-    "An annotation is no switch": annotation("hawse.keep-addresses", "yes"),
+    "The token in an annotation is invalid": annotation("hawse.vf-token", "secret"),
+    "The value of an annotation is not a boolean": annotation("hawse.keep-addresses", "yes"),
     "An emulated group's key is not a number": emulated("five", "edu"),
     "An emulated group's model is unknown": emulated("5", "rtl8139"),
     "An emulated group is empty": emulated("5"),
@@ -112,7 +112,7 @@ SITUATIONS: dict[str, Act] = {
     "The guest cannot load a module of `vm.load_modules`": not_loaded,
     "Other users can change the cache": open_cache,
     "The cache belongs to another user": others_cache,
-    "A package is not the one in apt's lists": other_package,
+    "A downloaded package differs from apt's lists": other_package,
     "A container is created, and the caller's service manager cannot be notified (a warning)": lambda _host: unheard(
         "/run/none/notify", problem(Notify(host="/run/none/notify", caller=True))
     ),

@@ -167,13 +167,15 @@ def flooded(_host: FakeSysfs) -> None:
 SITUATIONS: dict[str, Act] = {
     "KVM is required and cannot be used": without_kvm,
     "QEMU is to be confined and cannot be": unconfined,
-    "Every user id for QEMU is another sandbox's": without_user_ids,
+    "Other sandboxes use all user ids for QEMU": without_user_ids,
     "The files are shared by 9p (a warning)": lambda _host: virtiofsd.MISSING,
     "The files are shared by 9p, by a QEMU before 9.2.1 (a warning)": lambda _host: virtiofsd.NO_SPECIAL_FILES.format(
         "7.2.0"
     ),
     "virtiofsd cannot keep its capabilities (a warning)": lambda _host: virtiofsd.FEW_RIGHTS,
-    "A container may not be killed as late as it asks for (a warning)": lambda _host: oom_score.warning(-500, 0),
+    "The VM cannot have the container's `oomScoreAdj` on the host (a warning)": (
+        lambda _host: oom_score.warning(-500, 0)
+    ),
     "The sandbox's share of CPU time limits its monitor (a warning)": without_control,
     "QEMU lacks the device model": lambda _host: Capabilities("7.2.0", frozenset(), frozenset()).require("igb"),
     "A VM has fewer ports than there are groups": shapes(127),

@@ -126,41 +126,49 @@ def unmappable(host: FakeSysfs) -> None:
 SITUATIONS: dict[str, Act] = {
     "A mount is to appear on the host": bundle(mounts=[SHARED]),
     "A mount has no type": bundle(mounts=[{"destination": "/data", "source": "/tmp"}]),
-    "A mount has an option of another runtime's": bundle(
+    "A mount has an option that only another runtime has": bundle(
         mounts=[{"destination": "/data", "source": "/tmp", "options": ["bind", "idmap=uids=0-1-10"]}]
     ),
-    "A mount is of a VFIO device's node": bound("/dev/vfio/7"),
-    "A mount is of all VFIO devices (a warning)": bound("/dev/vfio"),
+    "A mount binds the node of a VFIO device": bound("/dev/vfio/7"),
+    "A mount binds the directory of all VFIO devices (a warning)": bound("/dev/vfio"),
     "A mount binds a path of the host kernel's file systems (a warning)": bound("/sys/kernel"),
     "A mount's source is on a file system of the host kernel": kernel_view,
     "A mount of type `overlay` has an option that hawse does not know": overlaid("lowerdir=/a", "lowerdir+=/b"),
     "It has no lower directory": overlaid("upperdir=/u", "workdir=/w"),
-    "It has one lower directory and no upper one": overlaid("lowerdir=/a"),
+    "It has one lower directory and no upper directory": overlaid("lowerdir=/a"),
     "It has an upper directory and no working directory": overlaid("lowerdir=/a", "upperdir=/u"),
-    "It has a layer without a name": overlaid("lowerdir=/a::/b"),
+    "It has an empty layer": overlaid("lowerdir=/a::/b"),
     "It has a layer that is not absolute": overlaid("lowerdir=a:/b"),
-    "It has a layer of the host's kernel": overlaid("lowerdir=/proc:/b"),
+    "It has a layer on a file system of the host kernel": overlaid("lowerdir=/proc:/b"),
     "A layer does not exist": layers("/none", "/data"),
     "There are more layers than the kernel accepts": layers(*["/data"] * 100),
-    "The container with the same overlay was deleted meanwhile": gone_overlay,
+    "The container with the same overlay was deleted at the same time": gone_overlay,
     "A container binds a socket of the host (a warning)": bound_socket(socket.SOCK_STREAM),
-    "The socket is to be forwarded, and is not of streams (a warning)": bound_socket(socket.SOCK_DGRAM, "/run/*"),
+    "The socket to forward is not a stream socket (a warning)": bound_socket(socket.SOCK_DGRAM, "/run/*"),
     "A container binds a FIFO of the host (a warning)": bound_socket(0),
-    "A container names sockets to be forwarded": lambda _host: "\n".join(
+    "A socket to forward has an invalid path": lambda _host: "\n".join(
         patterns_of({"hawse.forward-sockets": "true"}, ())
     ),
-    "A mount is to have a mapping without any": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
-    "A mount that is to have a mapping is no bind": bundle(
+    "A mount requests an ID mapping, and the container has none": bundle(
+        mounts=[SHARED | {"options": ["rbind", "idmap"]}]
+    ),
+    "A mount that requests an ID mapping is not a bind mount": bundle(
         mounts=[{"destination": "/x", "type": "tmpfs", "options": ["idmap"]}]
     ),
-    "An ID-mapped mount is of a kernel file system": bundle(
+    "An ID-mapped mount binds a kernel file system": bundle(
         mounts=[SHARED | MAPPED | {"source": "/sys", "options": ["rbind"]}]
     ),
     "The kernel refuses an ID mapping": mapped([(0, 1000, 2), (1, 5000, 2)]),
     "The file system of a volume does not support ID-mapped mounts": unmappable,
     "A mount option requests an ID mapping": bundle(mounts=[SHARED | {"options": ["rbind", "idmap"]}]),
-    "A mount is of what a hypervisor shares": bundle(mounts=[{"destination": "/x", "type": "virtiofs", "source": "a"}]),
-    "A mount is of a disk's file system": bundle(mounts=[{"destination": "/x", "type": "ext4", "source": "/dev/sdb1"}]),
-    "A mount shows the kernel (a warning)": warned(mounts=[{"destination": "/x", "type": "debugfs", "source": "none"}]),
+    "A mount has the file system type of a hypervisor's share": bundle(
+        mounts=[{"destination": "/x", "type": "virtiofs", "source": "a"}]
+    ),
+    "A mount has the file system type of a disk": bundle(
+        mounts=[{"destination": "/x", "type": "ext4", "source": "/dev/sdb1"}]
+    ),
+    "A mount shows the guest kernel, not the host's (a warning)": warned(
+        mounts=[{"destination": "/x", "type": "debugfs", "source": "none"}]
+    ),
     "A mount needs a file system that the guest kernel does not have": floppy,
 }  # fmt: skip

@@ -89,10 +89,6 @@ SITUATIONS: dict[str, Act] = {
     )[0],
     "A VM has no free port for a block device": lambda _host: Room(spares=[]).check_disks([DISK], groups=0),
     "The host cannot open a block device": unopened,
-    "The device type in a rule is unknown": bundle(
-        linux={"resources": {"devices": [{"allow": True, "type": "p", "access": "r"}]}}
-    ),
-    "A rule has no access": bundle(linux={"resources": {"devices": [{"allow": True, "access": ""}]}}),
     "A device rule has no access": rules({"allow": True, "type": "c", "major": 511, "minor": 5}),
     "A device rule has an unknown type": rules({"allow": True, "type": "u", "access": "rw"}),
     "A device rule has an invalid number": rules({"allow": True, "type": "c", "major": -2, "access": "rw"}),

@@ -74,7 +74,9 @@ def kept_group(_host: FakeSysfs) -> None:
 LABEL = "system_u:system_r:container_kvm_t:s0:c1,c2"
 
 SITUATIONS: dict[str, Act] = {
-    "There is a label, and no SELinux on the host": lambda host: selinux.check("config.json", LABEL, root=host.root),
+    "A container has an SELinux label, and the host has no SELinux": (
+        lambda host: selinux.check("config.json", LABEL, root=host.root)
+    ),
     "A container of a pod has another label than its machine (a warning)": in_room(label=LABEL),
     "A container's memory limit exceeds the memory of its pod's VM": in_room(memory=2048 * MIB),
     "A cgroup of the host allows less memory than the VM needs": above(memory=64 * MIB),
@@ -87,5 +89,5 @@ SITUATIONS: dict[str, Act] = {
     "The guest still has a group of a container that was deleted": kept_group,
     "Another container of the pod does not finish mounting its overlays": kept_lock,
     "A container with an overlay joins a pod that is deleted at this moment": deleted_sandbox,
-    "A cgroup file is not available to containers": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
+    "A cgroup file cannot be set for a container": bundle(linux={"resources": {"unified": {"io.max": "8:0 rbps=1"}}}),
 }  # fmt: skip

@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import os
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from hawse.errors import DeviceError, HawseError, RefusedError
@@ -157,8 +158,12 @@ class FakeLink:
     def __init__(self, answers: dict[str, Any]) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.seconds: dict[str, float] = {}
-        self.ended: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
         self._answers = answers
+
+    @cached_property
+    def ended(self) -> asyncio.Future[HawseError]:
+        """The link never ends."""
+        return asyncio.get_running_loop().create_future()
 
     async def call(self, call: calls.Call[calls.Answer], *, seconds: float) -> calls.Answer:
         assert seconds > 0
