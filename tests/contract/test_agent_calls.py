@@ -37,12 +37,12 @@ def create(agent: Agent, script: str, *descriptors: str) -> None:
 
 def test_wait_for_a_device_does_not_delay_other_calls(agent: Agent) -> None:
     agent.send("bind_vfio", address="0000:01:00.0", seconds=1000)
-    assert agent.call("settle") is None
+    assert agent.call("prepare_template") is None
 
 
 def test_new_crun_is_prepared_after_one_was_used(agent: Agent) -> None:
     create(agent, "true")
-    assert agent.call("settle") is None
+    assert agent.call("prepare_template") is None
 
 
 def test_call_for_a_device_that_never_appears_is_an_error(agent: Agent) -> None:

@@ -118,7 +118,7 @@ def test_start_with_hooks_returns_when_the_program_runs(agent: Agent, tmp_path: 
 
 
 def test_template_is_saved_when_crun_waits_for_its_configuration(agent: Agent) -> None:
-    assert agent.call("settle") is None
+    assert agent.call("prepare_template") is None
     assert agent.call("trace") == []
     create(agent, shell("echo hello"))
     agent.call("start", container="c1")

@@ -95,7 +95,7 @@ def test_first_start_creates_a_template_that_the_second_restores(tmp_path: Path)
     async def story(stage: Stage) -> None:
         async with stage.machine():
             [booted] = stage.host.machines
-            assert methods(booted) == ["wake", "settle", "mount_share"]
+            assert methods(booted) == ["wake", "prepare_template", "mount_share"]
             assert booted.executed() == [*SAVING, "device_add"], "the share is not part of the template"
             assert booted.running
         assert (stage.templates(), stage.notes) == ([DIGEST], [])
@@ -119,13 +119,13 @@ def test_first_start_creates_a_template_that_the_second_restores(tmp_path: Path)
 
 def test_template_has_the_memory_of_the_paused_vm(tmp_path: Path) -> None:
     async def story(stage: Stage) -> None:
-        stage.host.held["settle"] = asyncio.Event()
+        stage.host.held["prepare_template"] = asyncio.Event()
 
         async def write() -> None:
             machine = await stage.host.machine()
-            await until(lambda: bool(machine.asked("settle")))
+            await until(lambda: bool(machine.asked("prepare_template")))
             os.pwrite(machine.ram, b"what a kernel left", 8192)
-            stage.host.held["settle"].set()
+            stage.host.held["prepare_template"].set()
 
         writing = asyncio.create_task(write())
         async with stage.machine():
@@ -390,7 +390,7 @@ def test_template_is_built_in_advance_and_only_once(tmp_path: Path) -> None:
         built, fresh, seconds = await asyncio.to_thread(build, stage.plan())
         assert (built.digest, fresh) == (DIGEST, True)
         assert 0 < seconds < 60
-        assert methods(stage.host.machines[0]) == ["wake", "settle"], "no share is mounted in it"
+        assert methods(stage.host.machines[0]) == ["wake", "prepare_template"], "no share is mounted in it"
         again, fresh, _ = await asyncio.to_thread(build, stage.plan())
         assert (again, fresh, len(stage.host.machines)) == (built, False, 1)
         with pytest.raises(ConfigError, match="this VM cannot have a template"):

@@ -18,7 +18,7 @@ from hawse.link.agreed import PROTOCOL
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, FROM_GUEST, HEADER, Decoder, encode
 from hawse.link.streams import BOTH, STDIO, STREAMS
-from hawse.monitor.agent.calls import Settle, Statistics
+from hawse.monitor.agent.calls import PrepareTemplate, Statistics
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.machine.bounded_log import FILE_LIMIT, TAIL, BoundedLog, with_console_tail
 from hawse.vm.qmp import Qmp
@@ -131,7 +131,7 @@ async def _link(data: bytes) -> None:
     link.on_exit = lambda process, _code: exits.append(process)
     calls = [
         asyncio.ensure_future(link.call(Statistics(container="c1"), seconds=60)),
-        asyncio.ensure_future(link.call(Settle(), seconds=60)),
+        asyncio.ensure_future(link.call(PrepareTemplate(), seconds=60)),
     ]
     await asyncio.sleep(0)
     before = writer.size

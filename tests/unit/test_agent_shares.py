@@ -35,7 +35,7 @@ class Guest:
             Port(-1), reaper=Reaper(), uevents=self.uevents, load=self.loaded.append, run=directory, root=kernel.root,
             mount=self.mount,
         )  # fmt: skip
-        self.machine = MachineCalls(shared, settle_crun=lambda: None)
+        self.machine = MachineCalls(shared, prepare_crun=lambda: None)
         self.devices = DeviceCalls(shared, Containers(shared))
 
     def event(self) -> None:

@@ -16,14 +16,14 @@ from hawse.link import control
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, OUT, STDIO, STREAMS
-from hawse.monitor.agent.calls import Settle, Start, Statistics, Trace
+from hawse.monitor.agent.calls import PrepareTemplate, Start, Statistics, Trace
 from hawse.monitor.agent.events import Query
 from hawse.monitor.agent.guest_link import MOST_QUEUED, GuestLink, Route
 from tests.support.patience import patience
 
 FIRST = STREAMS
 #: A call whose answer is null.
-PING = Settle()
+PING = PrepareTemplate()
 QUERY = {"server": "127.0.0.11", "transport": "udp", "connection": 1}
 NONSENSE = "protocol violation by the guest agent: "
 
@@ -272,8 +272,8 @@ def test_invalid_answer_fails_only_its_call() -> None:
 
 def test_call_without_an_answer_times_out() -> None:
     async def story(ends: Ends) -> None:
-        with pytest.raises(VmError, match=r"^the agent in the guest did not answer settle within 0\.01 s$"):
-            await ends.link.call(Settle(), seconds=0.01)
+        with pytest.raises(VmError, match=r"^the agent in the guest did not answer prepare_template within 0\.01 s$"):
+            await ends.link.call(PrepareTemplate(), seconds=0.01)
         ends.send(control.encode_result(1, "too late"))
         await ends.received()
         await ends.passed()

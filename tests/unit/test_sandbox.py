@@ -63,11 +63,11 @@ def test_guest_looks_at_mounts_before_a_container_is_created(tmp_path: Path) -> 
             asked = [
                 (method, params.get("paths") or params["container"])
                 for method, params in sandbox.guest.calls
-                if method in ("look_at_mounts", "create")
+                if method in ("automount", "create")
             ]
             assert asked == [
-                ("look_at_mounts", ["c1/mount7/inner"]), ("create", "c1"), ("create", "c2"),
-                ("look_at_mounts", ["c3/mount7/inner"]), ("create", "c3"),
+                ("automount", ["c1/mount7/inner"]), ("create", "c1"), ("create", "c2"),
+                ("automount", ["c3/mount7/inner"]), ("create", "c3"),
             ]  # fmt: skip
 
     run(story)

@@ -44,7 +44,7 @@ class Server:
         connections = ConnectionCalls(guest)
         self._containers = ContainerCalls(guest, containers, connections)
         self.methods: dict[str, Callable[..., object]] = _methods(
-            MachineCalls(guest, self._containers.settle),
+            MachineCalls(guest, self._containers.prepare_template),
             DeviceCalls(guest, containers),
             self._containers,
             ProcessCalls(guest, containers),
@@ -96,11 +96,11 @@ def _methods(
     """The functions that carry out the calls, by the names of the calls."""
     return {
         "wake": machine.wake,
-        "settle": machine.settle,
+        "prepare_template": machine.prepare_template,
         "trace": machine.trace,
         "mount_share": machine.mount_share,
-        "look_at_mounts": machine.look_at_mounts,
-        "forget_mounts": machine.forget_mounts,
+        "automount": machine.automount,
+        "unmount": machine.unmount,
         "configure_network": machine.configure_network,
         "set_sysctls": machine.set_sysctls,
         "reserve_hugepages": machine.reserve_hugepages,

@@ -13,7 +13,7 @@ from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.host.mounts.bind_sources import Source
 from hawse.json_text import Document
 from hawse.linux import oom_score
-from hawse.monitor.agent.calls import ForgetMounts, LookAtMounts, Trace
+from hawse.monitor.agent.calls import Automount, Trace, Unmount
 from hawse.monitor.container import Container
 from hawse.monitor.cpu_boost import CpuBoost
 from hawse.monitor.deadlines import Deadlines
@@ -273,7 +273,7 @@ class Sandbox:
         await member.bind_functions()
         undo.callback(self._share.remove, member.name)
         warnings = self._share.place(member.name, container.plan.shares, sources)
-        undo.push_async_callback(self._forget_mounts, member.name)
+        undo.push_async_callback(self._unmount, member.name)
         undo.push_async_callback(container.remove)
         await container.begin(self._machine.qmp, self._machine.link)
         warnings += await self._placement.update()
@@ -289,7 +289,7 @@ class Sandbox:
     ) -> Notes:
         """Create a container, whose devices are plugged and whose files are shared. Returns notes to log."""
         name = container.plan.id
-        await self._look_at_mounts(name)
+        await self._automount(name)
         return await container.create(joins, places=self._share.places(name), connect=connect)
 
     async def _retry_unplug(self, plugs: Sequence[PlugStep]) -> None:
@@ -319,16 +319,16 @@ class Sandbox:
         self._score = score
         return []
 
-    async def _forget_mounts(self, name: str) -> None:
+    async def _unmount(self, name: str) -> None:
         """Ask the guest to unmount directories that no container uses, since virtiofsd keeps them open until then."""
         if places := self._share.retire(name):
             with suppress(HawseError):  # the mounts have ended with the VM
-                await self.processes.call(ForgetMounts(paths=places))
+                await self.processes.call(Unmount(paths=places))
 
-    async def _look_at_mounts(self, name: str) -> None:
+    async def _automount(self, name: str) -> None:
         """Ask the guest to open the container's mounts and those below them, which mounts them."""
         if paths := self._share.mounts(name):
-            await self.processes.call(LookAtMounts(paths=paths))
+            await self.processes.call(Automount(paths=paths))
 
     async def _connect(self, process: Process) -> Notes:
         """Plug the interfaces in the namespace of the first proxy, which hooks may have created."""

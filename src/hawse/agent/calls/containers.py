@@ -44,7 +44,7 @@ class ContainerCalls:
             directory=f"{guest.run}/prepared", reaper=guest.reaper, program=guest.crun_program, root=guest.crun_root
         )
 
-    def settle(self) -> None:
+    def prepare_template(self) -> None:
         """Wait until the prepared crun waits for its configuration, before a template is saved."""
         if self._prepared is not None:
             self._prepared.settle()

@@ -31,21 +31,21 @@ _9P_OPTIONS = "trans=virtio,version=9p2000.L,cache=mmap,directio,access=user,msi
 
 
 class MachineCalls:
-    """``settle_crun`` waits until the prepared crun is ready for a template (:meth:`ContainerCalls.settle`)."""
+    """``prepare_crun`` waits until the prepared crun can be saved (:meth:`ContainerCalls.prepare_template`)."""
 
-    def __init__(self, guest: Guest, settle_crun: Callable[[], None]) -> None:
+    def __init__(self, guest: Guest, prepare_crun: Callable[[], None]) -> None:
         self._guest = guest
-        self._settle_crun = settle_crun
+        self._prepare_crun = prepare_crun
 
     def wake(self, *, seed: str, time_ns: int) -> dict[str, int]:
         """Apply the host's random seed and time. Returns the guest's clock."""
         return identity.wake(seed=seed, time_ns=time_ns)
 
-    def settle(self) -> None:
+    def prepare_template(self) -> None:
         """Load everything that a container may need, and collect garbage, before the VM is saved as a template."""
         for names in (*SHARE_MODULES.values(), VFIO_MODULES, network.MODULES):
             self._guest.load(names)
-        self._settle_crun()
+        self._prepare_crun()
         self._guest.crun(self._guest.run).exec_lacks_setsid()
         gc.collect()
         os.sync()
@@ -108,11 +108,11 @@ class MachineCalls:
         while not guest.uevents.wait_until(mounted, deadline=deadline):
             continue
 
-    def look_at_mounts(self, *, paths: list[str]) -> None:
+    def automount(self, *, paths: list[str]) -> None:
         """Open directories of the share, so that the kernel mounts the file systems at these directories."""
         submounts.trigger(self._guest.share, paths)
 
-    def forget_mounts(self, *, paths: list[str]) -> None:
+    def unmount(self, *, paths: list[str]) -> None:
         """Unmount all file systems at and below directories of the share."""
         for path in paths:
             submounts.release(f"{self._guest.share}/{path}", mountinfo=self._guest.mountinfo)

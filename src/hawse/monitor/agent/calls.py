@@ -43,7 +43,7 @@ class Wake(Call[Clock], frozen=True, kw_only=True):
     time_ns: int
 
 
-class Settle(Call[None], frozen=True, kw_only=True):
+class PrepareTemplate(Call[None], frozen=True, kw_only=True):
     """Load everything that a container may need, before the VM is saved as a template."""
 
 
@@ -68,13 +68,13 @@ class MountShare(Call[None], frozen=True, kw_only=True):
     load: list[str] = []
 
 
-class LookAtMounts(Call[None], frozen=True, kw_only=True):
+class Automount(Call[None], frozen=True, kw_only=True):
     """Open directories of the share, so that the guest kernel automounts the file systems mounted there on the host."""
 
     paths: list[str]
 
 
-class ForgetMounts(Call[None], frozen=True, kw_only=True):
+class Unmount(Call[None], frozen=True, kw_only=True):
     """Unmount the file systems at and below directories of the share that no container uses any more."""
 
     paths: list[str]

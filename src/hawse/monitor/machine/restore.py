@@ -10,7 +10,7 @@ import socket
 from contextlib import AsyncExitStack
 
 from hawse.errors import HawseError, VmError
-from hawse.monitor.agent.calls import Settle
+from hawse.monitor.agent.calls import PrepareTemplate
 from hawse.monitor.machine.machine import Machine, begin_sharing, boot, restore
 from hawse.monitor.machine.start import Launched, describe, launch
 from hawse.notes import Notes, warning
@@ -18,7 +18,7 @@ from hawse.plan import model
 from hawse.state.steps import MEMORY, QEMU, Steps
 from hawse.vm import ram_file, templates
 
-_SETTLE_SECONDS = 300.0
+_PREPARE_SECONDS = 300.0
 _SAVE_SECONDS = 120.0
 _QMP_SECONDS = 60.0
 _MAX_STATE = 64 * ram_file.MIB
@@ -89,7 +89,7 @@ async def save(
     if draft is None:
         return None
     try:
-        await machine.link.call(Settle(), seconds=_SETTLE_SECONDS)
+        await machine.link.call(PrepareTemplate(), seconds=_PREPARE_SECONDS)
         await machine.qmp.execute("stop", {}, timeout=_QMP_SECONDS)
         try:
             with steps.span(QEMU, "state saved"):
