@@ -118,7 +118,7 @@ def test_id_is_invalid(runtime: Runtime, bundle: str, name: str) -> None:
 def test_id_is_in_use(runtime: Runtime, bundle: str) -> None:
     os.makedirs(f"{runtime.root}/c1")
     error = fails(runtime, "create", "--bundle", bundle, "c1")
-    assert error.startswith("container with given ID already exists: c1 [choose another")
+    assert error.startswith("container with given ID already exists: c1 [use another ID")
 
 
 @pytest.mark.parametrize("verb", ["start", "kill", "state", "delete"])
