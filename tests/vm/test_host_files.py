@@ -200,7 +200,7 @@ def test_sockets_are_forwarded_if_allowed_and_changes_are_found_by_polling(
     create = runtime.argv("create", "--bundle", hawse, "c1", log=True)
     assert subprocess.run(create, stdin=null, stdout=null, stderr=null, check=False).returncode == 0, log.read_text()
     warned = [json.loads(line)["msg"] for line in log.read_text().splitlines()]
-    for name, words in (("plain", "connections to it are refused"), ("log", "of datagrams"), ("fifo", "is a FIFO")):
+    for name, words in (("plain", "connections to it are refused"), ("log", "for datagrams"), ("fifo", "is a FIFO")):
         assert len([text for text in warned if f"{sockets}/{name} is a" in text and words in text]) == 1, warned
     assert not [text for text in warned if f"{sockets}/api" in text], warned
     assert runtime("start", "c1").code == 0

@@ -274,9 +274,9 @@ def test_error_names_a_cgroup_that_allows_too_few_huge_pages(
         spec["linux"]["cgroupsPath"] = f"/{pod.name}/c1"
         write(path, spec)
         result = runtime("run", "--bundle", path, "c1")
-        expected = f"hawse: {pod}/hugetlb.2MB.max is {100 * MIB}, and 0 is used: the virtual machine's memory takes "
+        expected = f"hawse: {pod}/hugetlb.2MB.max is {100 * MIB}, and 0 is used: the virtual machine's memory needs "
         assert result.code == 1
-        assert f"{expected}{512 * MIB} of huge pages [raise that limit" in result.errors
+        assert f"{expected}{512 * MIB} bytes of huge pages [raise that limit" in result.errors
     finally:
         for name in (child.name for child in os.scandir(pod) if child.is_dir()):
             os.rmdir(pod / name)
