@@ -13,9 +13,10 @@ from hawse.errors import VmError
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.machine.qemu_warnings import QemuWarnings
 from hawse.oci.types import Device
+from hawse.planner.devices.group_checks import check_tokens, unused_token
 from hawse.planner.devices.iommu_backend import by_file
 from hawse.planner.devices.options import DeviceOptions
-from hawse.planner.devices.vfio import check_tokens, find_groups, unused_token
+from hawse.planner.devices.targets import find_groups
 from hawse.vfio import obstacles, resets
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group

@@ -13,7 +13,7 @@ from hawse.oci.pods import CONTAINER
 from hawse.plan.capacity import Room
 from hawse.planner.cgroup_limits import Allowed, Limit
 from hawse.planner.cgroup_limits import check as check_allowance
-from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.planner.hugepages import Asked, decide
 from hawse.vm.host_memory import needs_of
 from hawse.vm.ports import MIB, place, plan_ports

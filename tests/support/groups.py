@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hawse.plan.model import Attachment, SandboxPlan
-from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.node import group_node
 from hawse.vm.ports import Port, place

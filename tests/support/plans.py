@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from hawse.plan.model import ContainerPlan, MachinePlan, SandboxPlan
-from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.node import group_node
 from hawse.vm.arguments import VmShape

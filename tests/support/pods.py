@@ -29,7 +29,7 @@ from hawse.monitor.share.root import ShareRoot
 from hawse.notes import Notes
 from hawse.oci.guest.share import Share
 from hawse.plan.model import ContainerPlan
-from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.state import sockets
 from hawse.state.steps import Steps
 from hawse.state.store import Store

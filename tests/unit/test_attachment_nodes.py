@@ -13,7 +13,7 @@ from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.device_map import GuestGroup
 from hawse.plan.model import ContainerPlan
-from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vfio.node import VfioNode, container_node, file_node

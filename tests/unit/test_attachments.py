@@ -15,7 +15,7 @@ from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.plan.model import ContainerPlan
-from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vfio.node import file_node

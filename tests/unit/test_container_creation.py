@@ -23,7 +23,7 @@ from hawse.monitor.processes.processes import KILLED, LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.process.inherited import Inherited
 from hawse.plan.model import DiskPlan
-from hawse.planner.devices.vfio import plug_steps, shape
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.state.store import Store
 from hawse.vfio.node import file_node, group_node
 from hawse.vm.ports import place

@@ -12,19 +12,12 @@ from msgspec.structs import replace
 from hawse.errors import DeviceError
 from hawse.monitor.devices.device_map import GuestGroup, Place, device_map
 from hawse.plan.model import PlugStep, addresses
+from hawse.planner.devices.group_checks import check_host, to_bind
 from hawse.planner.devices.guest_drivers import take_out
 from hawse.planner.devices.options import DeviceOptions
-from hawse.planner.devices.vfio import (
-    add_named,
-    check_host,
-    find_groups,
-    mirrored_bus,
-    planned_nodes,
-    plug_steps,
-    shape,
-    to_bind,
-    with_groups,
-)
+from hawse.planner.devices.plugs import mirrored_bus, plug_steps, shape
+from hawse.planner.devices.targets import find_groups
+from hawse.planner.devices.vfio_nodes import add_named, planned_nodes, with_groups
 from hawse.vfio import inventory
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup, read_group

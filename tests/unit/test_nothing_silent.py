@@ -21,7 +21,7 @@ from hawse.errors import HawseError
 from hawse.oci.fields import FIELDS, Fate
 from hawse.plan.model import PlugStep
 from hawse.planner.devices.options import PREFIX
-from hawse.planner.devices.vfio import describe
+from hawse.planner.devices.plugs import describe
 from tests.support.ready import EMULATED, Change, Planner, annotated
 
 NODES = [("/dev/vfio/vfio", 10, 196), ("/dev/vfio/6", 0, 0)]

@@ -24,8 +24,8 @@ from hawse.oci.load import Bundle, load_bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 from hawse.planner.container import container_plan
 from hawse.planner.devices.options import device_options
+from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.planner.devices.selection import DeviceChecks, select_devices
-from hawse.planner.devices.vfio import plug_steps, shape
 from hawse.planner.machine import ask_qemu
 from hawse.planner.request import ContainerRequest
 from hawse.vfio.emulated import read_table

@@ -15,11 +15,12 @@ from hawse.oci.default_spec import example
 from hawse.oci.device_rules import allows_all
 from hawse.oci.load import load_bundle
 from hawse.oci.types import Device, DeviceRule
+from hawse.planner.devices.group_checks import check_host
 from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.plugs import shape
 from hawse.planner.devices.privileged import choose, leave_out
-from hawse.planner.devices.vfio import Group, check_host, shape
 from hawse.planner.request import ContainerRequest, read_request
-from hawse.vfio.requests import find_request
+from hawse.vfio.requests import Group, find_request
 from hawse.vm.ports import plan_ports
 from tests.support.bundles import write
 from tests.support.sysfs import FakeSysfs

@@ -17,8 +17,10 @@ from hawse.oci.process.inherited import Inherited
 from hawse.oci.process.notify_socket import serve
 from hawse.plan.model import ContainerPlan, PlugStep, addresses
 from hawse.planner import cgroup_limits
+from hawse.planner.devices.group_checks import to_bind
 from hawse.planner.devices.guest_drivers import drivers
-from hawse.planner.devices.vfio import describe, planned_nodes, to_bind
+from hawse.planner.devices.plugs import describe
+from hawse.planner.devices.vfio_nodes import planned_nodes
 from hawse.planner.kernel_modules import find_image
 from hawse.planner.machine import ask_qemu
 from hawse.planner.notify_target import find_notified

@@ -13,10 +13,11 @@ from hawse.linux import capabilities as rights
 from hawse.notes import Note, debug, noted, warning
 from hawse.plan.model import MachinePlan, Template
 from hawse.planner.confinement import plan_jail
-from hawse.planner.devices.vfio import Group, shape
+from hawse.planner.devices.plugs import shape
 from hawse.planner.kernel_modules import check_loaded, find_image
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.host import dma_width
+from hawse.vfio.requests import Group
 from hawse.vm import acceleration, capabilities, host_hugepages, templates, virtiofsd
 from hawse.vm.arguments import VmShape
 from hawse.vm.capabilities import Capabilities

@@ -16,10 +16,10 @@ from hawse.oci.pods import read_role
 from hawse.planner import hugepages
 from hawse.planner.devices.options import DeviceOptions, device_options
 from hawse.planner.devices.selection import DeviceChecks, DeviceSelection, select_devices
-from hawse.planner.devices.vfio import Group
 from hawse.planner.machine import ask_qemu
 from hawse.planner.vm_size import check_lists
 from hawse.vfio.emulated import read_table
+from hawse.vfio.requests import Group
 from hawse.vm.size import host_size
 
 Fit = Callable[[Sequence[Group], DeviceOptions, str], object]

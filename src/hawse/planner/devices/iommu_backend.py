@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from hawse.errors import DeviceError
 from hawse.planner.devices.options import DeviceOptions
-from hawse.planner.devices.vfio import Group
 from hawse.vfio import sysfs
 from hawse.vfio.driver_names import is_vfio
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.host import iommufd
 from hawse.vfio.node import VfioNode
+from hawse.vfio.requests import Group
 from hawse.vm.capabilities import Capabilities
 
 

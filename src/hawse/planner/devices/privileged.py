@@ -13,8 +13,7 @@ from hawse.errors import DeviceError
 from hawse.json_text import Document
 from hawse.oci.document import devices_of, with_linux
 from hawse.oci.types import Device
-from hawse.planner.devices.vfio import Group
-from hawse.vfio.requests import Request
+from hawse.vfio.requests import Group, Request
 
 #: The maximum number of nodes of one kind that are named individually.
 _SHOWN = 3
