@@ -119,7 +119,7 @@ def without_room(_host: FakeSysfs) -> Any:
     group = HostGroup(7, (Function("0000:3b:00.0", 1, 1, 0x020000, "vfio-pci", bars),))
     steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
     link = FakeLink({"bind_vfio": BOUND | {"bars": [0] * 6}})
-    return asyncio.run(hotplug.attach(steps, FakeQmp(), link, seconds=0.1))  # type: ignore[arg-type]
+    return asyncio.run(hotplug.attach(steps, [], FakeQmp(), link, seconds=0.1))  # type: ignore[arg-type]
 
 
 def unconfined(_host: FakeSysfs) -> None:

@@ -12,7 +12,7 @@ from hawse.monitor.agent.calls import Answer, BindNative, Call, Listing, Statist
 from hawse.monitor.agent.events import Query, read_event
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.devices import guest_drivers, hotplug, misc_devices
-from hawse.monitor.devices.device_map import device_map, locate
+from hawse.monitor.devices.device_map import device_map
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.network.name_servers import loopback_servers
 from hawse.oci.limits import statistics
@@ -133,14 +133,15 @@ async def _bind_vfio(data: bytes) -> None:
     except (ValueError, RecursionError):
         return
     try:
-        groups, files = await hotplug.attach(_PLUGS, cast(Qmp, FakeQmp()), link, seconds=1)
+        nodes = await hotplug.attach(_PLUGS, _NODES, cast(Qmp, FakeQmp()), link, seconds=1)
     except (DeviceError, VmError) as error:
         check_plain(error.sentence())
         return
-    check_plain([list(found) for found in (*groups.values(), *files.values())])
-    assert not any(type(number) is bool for found in (*groups.values(), *files.values()) for number in found)
-    check_plain(device_map(_PLUGS, _NODES, groups, files, {}))
-    spec, notes = with_guest_nodes(_SPEC, locate(_NODES, groups, files), {})
+    numbers = [number for node in nodes for number in (node.guest_group, *(node.guest_numbers or ()))]
+    assert not any(type(number) is bool for number in numbers)
+    check_plain([[node.guest_path for node in nodes], numbers])
+    check_plain(device_map(_PLUGS, nodes, {}))
+    spec, notes = with_guest_nodes(_SPEC, nodes, {})
     check_plain(spec)
     check_plain([list(note) for note in notes])
 
@@ -165,7 +166,7 @@ def _bind_native(answers: object) -> None:
     for native in natives.values():
         assert len(native.interfaces) <= 256
         assert all(not node.name.startswith("/") and ".." not in node.name.split("/") for node in native.nodes)
-    check_plain(device_map(_PLUGS, [], {}, {}, natives))
+    check_plain(device_map(_PLUGS, [], natives))
     check_plain(guest_drivers.annotation(_PLUGS, natives))
     guest_drivers.with_nodes({}, _PLUGS, natives, {7: {}})
 

@@ -11,12 +11,11 @@ from hawse.errors import DeviceError, StateError, VmError
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
-from hawse.monitor.devices.device_map import GuestGroup
 from hawse.plan.model import ContainerPlan
 from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
-from hawse.vfio.node import VfioNode, container_node, file_node
+from hawse.vfio.node import VfioNode, container_node, file_node, group_node
 from hawse.vm.ports import MIB, plan_ports
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
@@ -45,14 +44,21 @@ def device_file(number: int, device: str, *, group: int = 5) -> VfioNode:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "wants"), [([container_node()], False), ([IOMMU], True), ([device_file(5, "vfio-5-0")], False)]
+    ("groups", "nodes", "wants"),
+    [
+        ([], [container_node()], False),
+        ([], [IOMMU], True),
+        ([EDU], [group_node(5), device_file(5, "vfio-5-0")], False),
+    ],
 )
-def test_container_gets_device_files_when_it_has_dev_iommu(nodes: list[VfioNode], wants: bool) -> None:
+def test_container_gets_device_files_when_it_has_dev_iommu(
+    groups: list[EmulatedGroup], nodes: list[VfioNode], wants: bool
+) -> None:
     async def story() -> None:
-        machine = Machine(replace(plan().container, nodes=nodes), FILES)
+        machine = Machine(replace(plan(*groups).container, nodes=nodes), FILES)
         await machine.begin()
         assert machine.attachments.wants_files == wants
-        await machine.attachments.attach(wanted(EDU, machine.claims.spares))
+        await machine.attachments.attach(wanted(EmulatedGroup(9, ("edu",)), machine.claims.spares))
         paths = [node["path"] for node in machine.link.calls[-1][1]["nodes"]]
         assert ("/dev/iommu" in paths) == wants
         assert machine.link.seconds["add_nodes"] == 61
@@ -98,7 +104,7 @@ def test_detach_reports_the_devices_that_are_left() -> None:
             "/dev/vfio/devices/vfio1",
             "/dev/vfio/devices/vfio9",
         ]
-        assert [node.path for node in machine.attachments.guest_nodes()] == [
+        assert [node.path for node in machine.attachments.nodes] == [
             "/dev/vfio/9", "/dev/iommu", "/dev/vfio/devices/vfio9"
         ]  # fmt: skip
         with pytest.raises(Exception, match="group 5 is not attached") as caught:
@@ -171,7 +177,7 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
 def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str) -> None:
     async def story() -> None:
         answer = BOUND | changes
-        machine = Machine(replace(plan(EDU).container, nodes=[IOMMU]), answer)
+        machine = Machine(replace(plan(EDU).container, nodes=[IOMMU, group_node(5)]), answer)
         if refusal:
             with pytest.raises(VmError) as caught:
                 await machine.begin()
@@ -180,7 +186,7 @@ def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str)
             return
         await machine.begin()
         assert machine.attachments.state_entries()[0]["guest"]["group"] == answer["group"]
-        [node] = machine.attachments.guest_nodes()
+        [node, _] = machine.attachments.nodes
         assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest's kernel has no device files"
         assert node.guest_numbers is None
 
@@ -198,10 +204,10 @@ def test_bar_needs_an_address_in_the_guest(bars: list[int], room: bool) -> None:
         steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
         link = FakeLink({"bind_vfio": BOUND | {"bars": bars}})
         if room:
-            await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+            await hotplug.attach(steps, [], FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         else:
             with pytest.raises(DeviceError, match="no space for its BAR 2 of 1048576 bytes"):
-                await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+                await hotplug.attach(steps, [], FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
 
     virtual_time.run(story())
 
@@ -218,8 +224,9 @@ def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
         link = FakeLink(
             {"bind_vfio": [placed, placed, none, none, *[none | {"bars": [MIB]}] * 2], "rescan_bridge": None}
         )
-        read_bars, _ = await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
-        assert read_bars == {12: GuestGroup(3, 511, 0), 13: GuestGroup(4, 511, 0)}
+        nodes = [group_node(12), group_node(13)]
+        located = await hotplug.attach(steps, nodes, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+        assert [node.guest_group for node in located] == [3, 4]
         again = steps[2].guest_address
         assert [params for method, params in link.calls if method == "rescan_bridge"] == [{"address": again}]
         bound = [params["address"] for method, params in link.calls if method == "bind_vfio"]

@@ -135,7 +135,7 @@ def test_device_that_is_unplugged_during_its_hotplug_is_an_error() -> None:
 
         link.call = never  # type: ignore[method-assign]
         steps = plan(EDU).container.plugs
-        waiting = asyncio.create_task(hotplug.attach(steps, qmp, link, seconds=5))  # type: ignore[arg-type]
+        waiting = asyncio.create_task(hotplug.attach(steps, [], qmp, link, seconds=5))  # type: ignore[arg-type]
         while not qmp.plugged:
             await asyncio.sleep(0)
         qmp.drop("vfio-5-0")
@@ -335,7 +335,7 @@ def test_device_files_have_the_paths_of_the_guest(answer: dict[str, Any]) -> Non
         has = "file" in answer
         assert [
             (node.path, node.host_numbers, node.guest_group, node.guest_numbers, node.guest_path)
-            for node in box.attachments.guest_nodes()
+            for node in box.attachments.nodes
         ] == [
             ("/dev/vfio/5", (0, 5), 3, (511, 0), "/dev/vfio/3"),
             ("/dev/iommu", (10, 126), None, (10, 258) if has else None, "/dev/iommu"),
@@ -421,7 +421,7 @@ def test_bar_without_address_space_is_an_error_after_a_rescan_of_its_bridge(
         steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
         link = FakeLink({"bind_vfio": list(answers), "rescan_bridge": None})
         with pytest.raises(DeviceError, match=re.escape(words)) if words else nullcontext():
-            await hotplug.attach(steps, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
+            await hotplug.attach(steps, [], FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
         assert [method for method, _ in link.calls] == calls
 
     virtual_time.run(story())
@@ -436,7 +436,7 @@ def test_iommufd_is_deleted_with_its_last_function(number: int) -> None:
         steps = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
         qmp = FakeQmp(refuse=fails_at(number, RefusedError("no")))
         with pytest.raises(DeviceError):
-            await hotplug.attach(steps, qmp, FakeLink({"bind_vfio": BOUND}), seconds=1)  # type: ignore[arg-type]
+            await hotplug.attach(steps, [], qmp, FakeLink({"bind_vfio": BOUND}), seconds=1)  # type: ignore[arg-type]
         await hotplug.unplug(steps, qmp, seconds=1)  # type: ignore[arg-type]
         assert qmp.plugged == set()
         assert qmp.commands[-1] == ("object-del", "iommufd-12")

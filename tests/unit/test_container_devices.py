@@ -10,7 +10,9 @@ import pytest
 from msgspec.structs import replace
 
 from hawse.errors import DeviceError
-from hawse.monitor.devices.device_map import GuestGroup, Place, device_map
+from hawse.monitor.agent.answers import BoundFunction, DeviceFile, DeviceNumbers
+from hawse.monitor.devices.device_map import device_map
+from hawse.monitor.devices.guest_nodes import locate
 from hawse.plan.model import PlugStep, addresses
 from hawse.planner.devices.group_checks import check_host, to_bind
 from hawse.planner.devices.guest_drivers import take_out
@@ -213,7 +215,8 @@ def test_group_that_is_named_twice_is_passed_once() -> None:
 def test_map_has_both_addresses_of_each_function_and_its_nodes() -> None:
     plugs = steps(group(12, "0000:3b:00.0"), group(3, "0000:3c:00.1"))
     nodes = [container_node(), group_node(12, major=240, minor=0), group_node(3, major=240, minor=1)]
-    assert device_map(plugs, nodes, {12: GuestGroup(3, 511, 0), 3: GuestGroup(4, 511, 1)}, {}, {}) == [
+    answers = [BoundFunction(3, 511, 0, []), BoundFunction(4, 511, 1, [])]
+    assert device_map(plugs, locate(nodes, plugs, answers), {}) == [
         {
             "device": "0000:3b:00.0",
             "host": {"address": "0000:3b:00.0", "group": 12},
@@ -233,15 +236,15 @@ def test_map_has_both_addresses_of_each_function_and_its_nodes() -> None:
 def test_map_has_requested_device_files_that_exist_in_the_guest() -> None:
     plugs = steps(group(12, "0000:3b:00.0", "0000:3b:00.1"))
     nodes = [IOMMU, group_node(12, major=240, minor=0), replace(FILE, device="vfio-12-1")]
-    files = {
-        "vfio-12-0": Place("/dev/vfio/devices/vfio0", 244, 0),
-        "vfio-12-1": Place("/dev/vfio/devices/vfio1", 244, 1),
-    }
-    groups = {12: GuestGroup(9, 245, 0)}
     own = ["/dev/vfio/9", "/dev/vfio/12"]
-    seen = [entry["nodes"] for entry in device_map(plugs, nodes, groups, files, {})]
-    assert seen == [own, [*own, "/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio3"]]
-    assert [entry["nodes"] for entry in device_map(plugs, nodes, groups, {}, {})] == [own, own]
+
+    def mapped(*files: DeviceFile | None) -> list[list[str]]:
+        answers = [BoundFunction(9, 245, 0, [], file, DeviceNumbers(10, 120)) for file in files]
+        return [entry["nodes"] for entry in device_map(plugs, locate(nodes, plugs, answers), {})]
+
+    with_files = [*own, "/dev/vfio/devices/vfio1", "/dev/vfio/devices/vfio3"]
+    assert mapped(DeviceFile(0, 244, 0), DeviceFile(1, 244, 1)) == [own, with_files]
+    assert mapped(None, None) == [own, own]
 
 
 def test_functions_of_a_group_share_one_iommufd() -> None:

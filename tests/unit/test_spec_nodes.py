@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.monitor.devices.device_map import GuestGroup, Place, locate
+from hawse.monitor.agent.answers import BoundFunction, DeviceFile, DeviceNumbers
+from hawse.monitor.devices.guest_nodes import locate
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.notes import Note
+from hawse.plan.model import PlugStep
 from hawse.vfio.node import VfioNode, container_node, file_node, group_node
 
 
@@ -24,22 +26,29 @@ def spec(paths: list[tuple[str, int, int]], rules: list[dict[str, Any]]) -> dict
     return {"linux": {"devices": devices, "resources": {"devices": rules}}}
 
 
+PLUG = PlugStep(
+    group=1, label="edu", host="", note="", commands=[], device="", bus="port0", guest_address="0000:02:00.0"
+)
+
+
 def places(specification: dict[str, Any]) -> dict[str, tuple[int, int]]:
     return {device["path"]: (device["major"], device["minor"]) for device in specification["linux"]["devices"]}
 
 
 def group(path: str, host: tuple[int, int], number: int, guest: tuple[int, int]) -> VfioNode:
     """The node of a group: its number and the device numbers of its node in the guest."""
-    [node] = locate([group_node(1, path=path, major=host[0], minor=host[1])], {1: GuestGroup(number, *guest)}, {})
+    function = BoundFunction(group=number, major=guest[0], minor=guest[1], bars=[])
+    [node] = locate([group_node(1, path=path, major=host[0], minor=host[1])], [PLUG], [function])
     return node
 
 
-def file(path: str, host: tuple[int, int], number: int | None, guest: Place | None) -> VfioNode:
+def file(path: str, host: tuple[int, int], number: int | None, guest: DeviceFile | None) -> VfioNode:
     """The device file of a function, or /dev/iommu for the group None. ``guest`` is None if the guest has no device
     files."""
     node = file_node(None if number is None else 1, path=path, major=host[0], minor=host[1])
-    groups = {} if number is None else {1: GuestGroup(number, 245, 0)}
-    [located] = locate([node], groups, {} if guest is None else {"": guest})
+    iommu = DeviceNumbers(guest.major, guest.minor) if guest else None
+    function = BoundFunction(group=number or 0, major=245, minor=0, bars=[], file=guest, iommu=iommu)
+    [located] = locate([node], [PLUG], [function])
     return located
 
 
@@ -101,7 +110,7 @@ def test_number_in_the_guest_takes_precedence_over_a_requested_path() -> None:
 def test_warning_names_the_kind_of_the_node_that_has_the_path() -> None:
     """A specification may ask for a device file at the path that a group has in the guest."""
     nodes = [
-        file("/dev/vfio/7", (510, 3), 9, Place("/dev/vfio/devices/vfio0", 244, 0)),
+        file("/dev/vfio/7", (510, 3), 9, DeviceFile(0, 244, 0)),
         group("/dev/vfio/5", (511, 0), 7, (245, 0)),
     ]
     specification, notes = moved(spec([("/dev/vfio/7", 510, 3), ("/dev/vfio/5", 511, 0)], []), nodes)
@@ -126,7 +135,7 @@ def test_warning_names_the_kind_of_the_node_that_has_the_path() -> None:
 )
 def test_vfio_container_node_is_allowed_what_the_rules_allow(rules: list[dict[str, Any]], opened: set[str]) -> None:
     specification = spec([], [{"allow": False, "access": "rwm"}, *rules])
-    specification, _ = moved(specification, locate([container_node()], {}, {}))
+    specification, _ = moved(specification, locate([container_node()], [], []))
     after = specification["linux"]["resources"]["devices"]
     assert {access for access in "rwm" if allowed(after, 10, 196, access)} == opened
 
@@ -153,9 +162,9 @@ def test_device_files_have_the_paths_of_the_guest_and_the_requested_paths() -> N
     specification, notes = moved(
         specification,
         [
-            file("/dev/iommu", (10, 126), None, Place("/dev/iommu", 10, 125)),
-            file("/dev/vfio/devices/vfio3", (510, 3), 9, Place("/dev/vfio/devices/vfio0", 244, 0)),
-            file("/dev/vfio/devices/vfio4", (510, 4), 8, Place("/dev/vfio/devices/vfio3", 244, 3)),
+            file("/dev/iommu", (10, 126), None, DeviceFile(0, 10, 125)),
+            file("/dev/vfio/devices/vfio3", (510, 3), 9, DeviceFile(0, 244, 0)),
+            file("/dev/vfio/devices/vfio4", (510, 4), 8, DeviceFile(3, 244, 3)),
         ],
     )
     assert places(specification) == {
@@ -210,7 +219,7 @@ def test_specification_without_vfio_is_unchanged() -> None:
 
 
 def test_node_without_an_entry_changes_only_rules() -> None:
-    specification, notes = moved({"linux": None}, locate([container_node()], {}, {}))
+    specification, notes = moved({"linux": None}, locate([container_node()], [], []))
     assert (specification, notes) == ({"linux": {"devices": [], "resources": {}}}, [])
 
 
@@ -218,7 +227,7 @@ def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:
     """In the guest, userfaultfd may use the number that /dev/iommu has on the host."""
     rules = [{"allow": True, "type": "c", "major": 10, "minor": minor, "access": "rw"} for minor in (126, 122)]
     before = spec([("/dev/userfaultfd", 10, 126), ("/dev/iommu", 10, 122)], rules)
-    iommu = file("/dev/iommu", (10, 122), None, Place("/dev/iommu", 10, 123))
+    iommu = file("/dev/iommu", (10, 122), None, DeviceFile(0, 10, 123))
     specification, notes = moved(before, [iommu], {(10, 126): (10, 122)})
     assert places(specification) == {"/dev/userfaultfd": (10, 122), "/dev/iommu": (10, 123)}
     assert sorted(rule["minor"] for rule in specification["linux"]["resources"]["devices"]) == [122, 123]

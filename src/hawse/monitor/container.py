@@ -145,7 +145,7 @@ class Container:
                 warnings += await connect(proxy.process)
             if self.plan.sysctls:
                 await self._processes.call(SetSysctls(values=self.plan.sysctls))
-            spec, notes = with_guest_nodes(self.plan.spec, self.attachments.guest_nodes(), self._misc_numbers)
+            spec, notes = with_guest_nodes(self.plan.spec, self.attachments.nodes, self._misc_numbers)
             spec = self.attachments.add_native_nodes(numbers.move(spec, self._disk_numbers))
             process = inherit(spec["process"], self.plan.inherited)
             spec = spec | {"process": _with_size(process, proxy.size)}

@@ -7,6 +7,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from hawse.errors import DeviceError, HawseError, NotFoundError, StateError
 from hawse.json_text import Document
 from hawse.monitor.agent.answers import NativeFunction
@@ -14,10 +16,11 @@ from hawse.monitor.agent.calls import AddNodes, LiveNode, RemoveNodes
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.claims import Claims
-from hawse.monitor.devices.device_map import Files, Groups, Place, device_map, locate, places
+from hawse.monitor.devices.device_map import device_map
 from hawse.monitor.devices.guest_drivers import annotation, with_nodes
+from hawse.monitor.devices.guest_nodes import container_paths, function_nodes
 from hawse.plan.model import Attachment, ContainerPlan, PlugStep, addresses
-from hawse.vfio.node import VfioNode, container_node
+from hawse.vfio.node import CONTAINER_NUMBERS, VfioNode, container_node
 
 if TYPE_CHECKING:
     from hawse.vm.qmp import Qmp
@@ -33,12 +36,11 @@ class Attachments:
         self.plugs: list[PlugStep] = list(plan.plugs)
         self._container = plan.id
         self._seconds = seconds
-        self._nodes: list[VfioNode] = list(plan.nodes)
+        #: The container's VFIO nodes, located in the guest by :meth:`begin` and :meth:`attach`.
+        self.nodes: list[VfioNode] = list(plan.nodes)
         self._rights = plan.native
         self._natives: dict[str, NativeFunction] = {}
         self._claims = claims
-        self._groups: Groups = {}
-        self._files: Files = {}
         self._kept: list[PlugStep] = []
         self._lock = asyncio.Lock()
         self._machine: tuple[Qmp, GuestLink] | None = None
@@ -50,7 +52,7 @@ class Attachments:
             self._machine = qmp, link
             native = [plug for plug in self.plugs if plug.group in self._rights]
             plugs = [plug for plug in self.plugs if plug.group not in self._rights]
-            self._groups, self._files = await hotplug.attach(plugs, qmp, link, seconds=self._seconds)
+            self.nodes = await hotplug.attach(plugs, self.nodes, qmp, link, seconds=self._seconds)
             self._natives = await hotplug.attach_native(
                 native, qmp, link, container=self._container, seconds=self._seconds
             )
@@ -69,19 +71,15 @@ class Attachments:
     def wants_files(self) -> bool:
         """Whether the plan has /dev/iommu: then the container also gets the device files of functions attached
         later."""
-        return any(node.is_file and node.host_group is None for node in self._nodes)
+        return bool(self._iommu_nodes())
 
     def state_entries(self) -> list[Document]:
         """The state's entry for each function, with its address in the guest."""
-        return device_map(self.plugs, self._nodes, self._groups, self._files, self._natives)
+        return device_map(self.plugs, self.nodes, self._natives)
 
     def add_native_nodes(self, spec: Document) -> Document:
         """The specification with the nodes of functions that are bound to drivers of the guest kernel."""
         return with_nodes(spec, self.plugs, self._natives, self._rights) if self._natives else spec
-
-    def guest_nodes(self) -> list[VfioNode]:
-        """The nodes of the plan, with their paths and numbers in the guest."""
-        return locate(self._nodes, self._groups, self._files)
 
     async def attach(self, attachment: Attachment) -> list[Document]:
         """Attach one more group. Returns its entries of :meth:`state_entries`.
@@ -91,27 +89,28 @@ class Attachments:
         async with self._lock:
             qmp, link = self._qmp_and_link()
             group = attachment.plugs[0].group
-            if group in self._groups:
-                raise StateError(f"group {group} is attached already")
             self._refuse_native()
+            if group in self._groups():
+                raise StateError(f"group {group} is attached already")
             await self._unplug(self._kept, qmp)
             self._claims.claim(attachment.plugs, owner=self._container)
             try:
-                groups, files = await hotplug.attach(attachment.plugs, qmp, link, seconds=self._seconds)
+                # The guest may have /dev/iommu only since this group was attached.
+                requested = [*self._iommu_nodes(), *attachment.nodes]
+                located = await hotplug.attach(attachment.plugs, requested, qmp, link, seconds=self._seconds)
             except HawseError:
                 await self._roll_back(attachment, qmp)
                 raise
-            before = self.plugs, self._nodes, self._groups, self._files
+            before = self.plugs, self.nodes
             self.plugs = [*self.plugs, *attachment.plugs]
-            self._nodes = [*self._nodes, *(node for node in attachment.nodes if node not in self._nodes)]
-            self._groups, self._files = self._groups | groups, self._files | files
+            self.nodes = list({(node.path, node.host_group): node for node in (*self.nodes, *located)}.values())
             try:
                 call = AddNodes(
                     container=self._container, nodes=self._new_nodes(attachment), devices=self.state_entries()
                 )
                 await link.call(call, seconds=_CALL_SECONDS + self._seconds)
             except HawseError:
-                self.plugs, self._nodes, self._groups, self._files = before
+                self.plugs, self.nodes = before
                 await self._roll_back(attachment, qmp)
                 raise
             return [entry for entry in self.state_entries() if entry["host"]["group"] == group]
@@ -121,18 +120,17 @@ class Attachments:
         async with self._lock:
             qmp, link = self._qmp_and_link()
             self._refuse_native()
-            if group not in self._groups:
-                raise NotFoundError(
-                    f"group {group} is not attached", hint=f"attached: {self._group_numbers() or 'none'}"
-                )
+            if group not in self._groups():
+                attached = ", ".join(map(str, self._groups()))
+                raise NotFoundError(f"group {group} is not attached", hint=f"attached: {attached or 'none'}")
             plugs = [plug for plug in self.plugs if plug.group == group]
-            rest = device_map([p for p in self.plugs if p.group != group], self._nodes, self._groups, self._files, {})
+            rest = device_map([plug for plug in self.plugs if plug.group != group], self.nodes, {})
             with self._claims.exclusive(plugs, owner=self._container) as exclusive:
                 call = RemoveNodes(
                     container=self._container,
-                    nodes=[_live(place, 0, 0, 0) for place in self._places(plugs)],
+                    nodes=self._live_nodes(self._function_nodes(plugs)),
                     # A group of another container stays in the VM, even if this container's processes use it.
-                    group=self._groups[group].number if exclusive else None,
+                    group=self._function_nodes(plugs)[0].guest_group if exclusive else None,
                     force=force,
                     seconds=self._seconds,
                     devices=rest,
@@ -147,9 +145,7 @@ class Attachments:
                     )
                 self._claims.release(plugs, owner=self._container)
             self.plugs = [plug for plug in self.plugs if plug.group != group]
-            self._nodes = [node for node in self._nodes if node.host_group != group]
-            del self._groups[group]
-            self._files = {k: v for k, v in self._files.items() if k not in {plug.device for plug in plugs}}
+            self.nodes = [node for node in self.nodes if node.host_group != group]
 
     async def end(self) -> None:
         """Unplug the functions that only this container uses, after its end. Retries those that the guest did not
@@ -162,7 +158,7 @@ class Attachments:
                 self.release_claims()
             else:
                 await self._unplug([*self.plugs, *self._kept], self._machine[0])
-            self.plugs, self._groups = [], {}
+            self.plugs = []
         if self._kept:
             kept = ", ".join(f"{plug.label} of group {plug.group}" for plug in self._kept)
             raise DeviceError(
@@ -209,19 +205,27 @@ class Attachments:
                 self._kept = [*(plug for plug in self._kept if plug not in plugs), *left]
 
     def _new_nodes(self, attachment: Attachment) -> list[LiveNode]:
-        places = self._places(attachment.plugs)
-        if self.wants_files and "" in self._files:
-            places.insert(0, self._files[""])
-        vfio = container_node()
+        nodes = [*self._iommu_nodes(), *self._function_nodes(attachment.plugs)]
         return [
-            _live(Place(vfio.path, vfio.major, vfio.minor), 0o666, 0, 0),
-            *(_live(place, attachment.mode, attachment.uid, attachment.gid) for place in places),
+            *self._live_nodes([replace(container_node(), guest_numbers=CONTAINER_NUMBERS)], mode=0o666),
+            *self._live_nodes(nodes, mode=attachment.mode, uid=attachment.uid, gid=attachment.gid),
         ]
 
-    def _places(self, plugs: Sequence[PlugStep]) -> list[Place]:
-        """Paths and numbers of the nodes of these functions, without duplicates."""
-        node_places = (place for plug in plugs for place in places(plug, self._nodes, self._groups, self._files))
-        return list(dict.fromkeys(node_places))
+    def _live_nodes(self, nodes: Sequence[VfioNode], *, mode: int = 0, uid: int = 0, gid: int = 0) -> list[LiveNode]:
+        """The nodes at each of their paths in the container, without duplicates."""
+        live = (
+            LiveNode(path=path, major=node.guest_numbers[0], minor=node.guest_numbers[1], mode=mode, uid=uid, gid=gid)
+            for node in nodes
+            if node.guest_numbers is not None
+            for path in container_paths(node, self.nodes)
+        )
+        return list(dict.fromkeys(live))
+
+    def _function_nodes(self, plugs: Sequence[PlugStep]) -> list[VfioNode]:
+        return [node for plug in plugs for node in function_nodes(plug, self.nodes)]
+
+    def _iommu_nodes(self) -> list[VfioNode]:
+        return [node for node in self.nodes if node.is_file and node.host_group is None]
 
     def _qmp_and_link(self) -> tuple[Qmp, GuestLink]:
         if self._machine is None:
@@ -236,9 +240,6 @@ class Attachments:
                 hint="name them when the container is created, or use the mode vfio",
             )
 
-    def _group_numbers(self) -> str:
-        return ", ".join(map(str, sorted(self._groups)))
-
-
-def _live(place: Place, mode: int, uid: int, gid: int) -> LiveNode:
-    return LiveNode(path=place.path, major=place.major, minor=place.minor, mode=mode, uid=uid, gid=gid)
+    def _groups(self) -> list[int]:
+        """The host's numbers of the attached groups, sorted."""
+        return sorted({plug.group for plug in self.plugs})

@@ -13,11 +13,11 @@ from hawse.json_text import Document
 from hawse.monitor.agent.answers import BoundFunction, NativeFunction
 from hawse.monitor.agent.calls import Answer, BindNative, BindVfio, Call, RescanBridge
 from hawse.monitor.agent.guest_link import GuestLink
-from hawse.monitor.devices.device_map import Files, Groups, GuestGroup, Place
+from hawse.monitor.devices.guest_nodes import locate
 from hawse.plan.model import PlugStep
 from hawse.vfio import interrupts
 from hawse.vfio.host import dma_mappings
-from hawse.vfio.node import IOMMU_PATH
+from hawse.vfio.node import VfioNode
 from hawse.vm import nvme_disks
 from hawse.vm.arguments import ADD_DISK
 
@@ -37,8 +37,10 @@ _UNDONE_BY = {
 Result = TypeVar("Result")
 
 
-async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, seconds: float) -> tuple[Groups, Files]:
-    """Plug functions, and bind them to vfio-pci in the guest. Returns their groups and device files there.
+async def attach(
+    plugs: Sequence[PlugStep], nodes: Sequence[VfioNode], qmp: Qmp, link: GuestLink, *, seconds: float
+) -> list[VfioNode]:
+    """Plug functions, and bind them to vfio-pci in the guest. Returns ``nodes`` with paths and numbers in the guest.
 
     Raises :class:`DeviceError` naming the device.
     """
@@ -53,7 +55,7 @@ async def attach(plugs: Sequence[PlugStep], qmp: Qmp, link: GuestLink, *, second
                 functions[index] = function
         for index in members:
             _check_bars(plugs[index], functions[index])
-    return _guest_groups(plugs, functions), _files(plugs, functions)
+    return locate(nodes, plugs, functions)
 
 
 async def attach_native(
@@ -134,28 +136,6 @@ async def _unplugged_early(plugs: Sequence[PlugStep], events: Events, seconds: f
     return by_name[str(data["device"])] if data else None
 
 
-def _guest_groups(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Groups:
-    """The group in the guest of each host group. Raises :class:`DeviceError` if the guest has split or merged
-    groups."""
-    groups: Groups = {}
-    hosts: dict[int, int] = {}
-    for plug, function in zip(plugs, functions, strict=True):
-        group = GuestGroup(function.group, function.major, function.minor)
-        if groups.setdefault(plug.group, group) != group:
-            raise DeviceError(
-                f"{plug.label}: is in the guest's group {group.number}, but others of host group {plug.group} are in "
-                f"{groups[plug.group].number}",
-                hint="console.log shows the groups of the guest's IOMMU",
-            )
-        if (other := hosts.setdefault(group.number, plug.group)) != plug.group:
-            raise DeviceError(
-                f"{plug.label} of host group {plug.group}: in the guest's group {group.number}, as is host group "
-                f"{other}",
-                hint="console.log shows the groups of the guest's IOMMU",
-            )
-    return groups
-
-
 async def release(plugs: Sequence[PlugStep], qmp: Qmp) -> None:
     """Unplug functions that the guest releases within 5 s. The end of QEMU releases the others."""
     with suppress(VmError):
@@ -221,16 +201,6 @@ async def _call(plug: PlugStep, link: GuestLink, call: Call[Answer], seconds: fl
         if link.ended.done():
             raise  # the guest has ended, which is not the device's fault
         raise error.with_context(f"{plug.label} of group {plug.group}") from None
-
-
-def _files(plugs: Sequence[PlugStep], functions: Sequence[BoundFunction]) -> Files:
-    files: Files = {}
-    for plug, function in zip(plugs, functions, strict=True):
-        file, iommu = function.file, function.iommu
-        if file is not None and iommu is not None:
-            files[plug.device] = Place(f"/dev/vfio/devices/vfio{file.number}", file.major, file.minor)
-            files[""] = Place(IOMMU_PATH, iommu.major, iommu.minor)
-    return files
 
 
 def _missing_bars(plug: PlugStep, function: BoundFunction) -> list[tuple[int, int]]:

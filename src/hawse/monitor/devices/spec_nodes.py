@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hawse.json_text import Document
+from hawse.monitor.devices.guest_nodes import container_paths, owner_of_path
 from hawse.notes import Note, debug, warning
 from hawse.vfio.device_rules import translate
 from hawse.vfio.node import CONTAINER_PATH, VfioNode
@@ -66,9 +67,9 @@ def _place(
         if node is None:
             result.append(_translated(device, misc_numbers))
             continue
-        paths, note = _paths(node, nodes)
+        note = _note(node, nodes)
         notes += [note] if note else []
-        for path in paths:
+        for path in container_paths(node, nodes):
             if path not in placed and node.guest_numbers is not None:
                 major, minor = node.guest_numbers
                 placed[path] = {**device, "path": path, "major": major, "minor": minor}
@@ -83,18 +84,15 @@ def _translated(device: Document, misc_numbers: Mapping[Numbers, Numbers]) -> Do
     return {**device, "major": major, "minor": minor}
 
 
-def _paths(node: VfioNode, nodes: Sequence[VfioNode]) -> tuple[list[str], Note | None]:
-    """The paths of a node in the container, and a note to log."""
+def _note(node: VfioNode, nodes: Sequence[VfioNode]) -> Note | None:
+    """A note to log about the paths of a node in the container."""
     if node.guest_numbers is None:
         instead = CONTAINER_PATH if node.guest_group is None else f"/dev/vfio/{node.guest_group}"
-        return [], warning(f"{node.path}: the guest's kernel has no VFIO device files: use {instead} instead")
-    if not node.guest_path or node.guest_path == node.path:
-        return [node.path], None
-    owners = {other.guest_path: other for other in nodes if other.guest_path and other.guest_numbers}
-    owner = owners.get(node.path, node)
-    if owner.guest_numbers != node.guest_numbers:
-        kind = "device file" if owner.is_file else "group"
-        return [node.guest_path], warning(
-            f"{node.path} is the path of another {kind} in the guest: this node is at {node.guest_path} only"
-        )
-    return [node.path, node.guest_path], debug(f"{node.path} is {node.guest_path} in the guest: both paths exist")
+        return warning(f"{node.path}: the guest's kernel has no VFIO device files: use {instead} instead")
+    if node.guest_path in ("", node.path):
+        return None
+    owner = owner_of_path(node, nodes)
+    if owner is None:
+        return debug(f"{node.path} is {node.guest_path} in the guest: both paths exist")
+    kind = "device file" if owner.is_file else "group"
+    return warning(f"{node.path} is the path of another {kind} in the guest: this node is at {node.guest_path} only")
