@@ -48,7 +48,7 @@ class Crio:
     def create(self, name: str, bundle: str, *options: str) -> int:
         """Create a container by conmon; returns its pid. Raises AssertionError with any other report of conmon."""
         answer = self._conmon(name, bundle, name, ["--exit-dir", f"{self.directory}/exits", *options])
-        assert answer.get("pid", -1) > 0, answer
+        assert answer.get("pid", -1) > 0, str(answer)
         return int(answer["pid"])
 
     def exec_sync(self, name: str, bundle: str, process: dict[str, Any]) -> tuple[int, str]:

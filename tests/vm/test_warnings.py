@@ -55,7 +55,7 @@ def test_container_with_more_memory_than_the_vm_of_the_pod_is_refused(runtime: R
         write(member, spec)
         results.append(runtime("run", "--bundle", member, f"limit-{limit}", log=True))
     assert [(result.code, result.output) for result in results] == [(0, "made\n"), (0, "made\n"), (1, "")]
-    words = "833 MiB are more than the virtual machine has for a container: 832 MiB of 1024 MiB [a pod's"
+    words = "833 MiB are more than the virtual machine has for a container: 832 MiB of 1024 MiB [the size of a pod's"
     assert f"hawse: linux.resources.memory.limit: {words}" in results[-1].errors
     spec["linux"]["resources"]["memory"] = {}
     spec["mounts"].append({"destination": "/x", "type": "floppyfs", "source": "none"})
