@@ -105,11 +105,11 @@ def test_invalid_frames_end_the_agent(agent: Agent, noise: bytes, words: str) ->
     assert words in agent.wait()
 
 
-def test_number_of_a_process_is_used_only_once(agent: Agent) -> None:
+def test_number_of_a_running_process_is_refused(agent: Agent) -> None:
     create(agent, "true")
     agent.send("exec", container="c1", process=1, descriptors=[], spec={})
     assert list(agent.frames) == []
-    assert "process number 1 was used before" in agent.wait()
+    assert "process number 1 is in use" in agent.wait()
 
 
 def test_bug_in_a_call_is_answered_with_an_error(agent: Agent) -> None:

@@ -144,7 +144,7 @@ def test_result_that_is_nested_deeply_is_refused_and_the_sandbox_goes_on(tmp_pat
     ],
 )
 def test_required_answer_is_checked(tmp_path: Path, network: str, method: str, name: str) -> None:
-    """The container is not created, and the reason names the call."""
+    """The container is not created, and the reason names the device and the call."""
 
     def prepare(host: FakeHost) -> None:
         if name in VALUES:
@@ -153,7 +153,8 @@ def test_required_answer_is_checked(tmp_path: Path, network: str, method: str, n
             host.raw[method] = nested
 
     async def story(scene: Scene) -> None:
-        await scene.prove_refused(f"^the guest's answer to {method} is unusable: ")
+        device = "emulated edu of group 5: " if method.startswith("bind_") else ""
+        await scene.prove_refused(f"^{device}the guest's answer to {method} is unusable: ")
 
     native = {EDU.number: dict[str, int]()} if method == "bind_native" else {}
     play(tmp_path, network, story, prepare=prepare, groups=[EDU], native=native)

@@ -102,7 +102,7 @@ async def greetings(machine: FakeMachine) -> None:
         (events, LITTLE, "QEMU reported more than 1000 events in a second"),
         (replies, MUCH, ""),
         (kills_for_memory, LITTLE, ""),
-        (queries, LITTLE, "protocol violation by the guest agent: link: more than 128 connections to name servers"),
+        (queries, LITTLE, "protocol violation by the guest agent: link: more than 64 connections to name servers"),
         (ends, LITTLE, "protocol violation by the guest agent: link: "),
         (greetings, LITTLE, "protocol violation by the guest agent: link: a second hello"),
     ],

@@ -99,7 +99,9 @@ def test_monitor_loads_nothing_of_a_removed_installation(host: Sandboxes, tmp_pa
         # The fake guest answers these calls with null, which is an error of the command.
         answers = [hawse("ps", "c1"), hawse("events", "--stats", "c1"), hawse("attach", "c1", "6")]
         assert [answer.errors.partition(" is unusable")[0] for answer in answers] == [
-            f"hawse: the guest's answer to {call}" for call in ("listing", "statistics", "bind_vfio")
+            "hawse: the guest's answer to listing",
+            "hawse: the guest's answer to statistics",
+            "hawse: emulated edu of group 6: the guest's answer to bind_vfio",
         ]
         done += [hawse("kill", "c1", "KILL"), hawse("delete", "--force", "c1")]
     log = Path(host.hawse.store("pod").path, "monitor.log").read_text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from functools import cached_property
 from typing import Any, cast
 
 from hawse.errors import MAX_TEXT, DeviceError, HawseError, LinkError, VmError, from_wire
@@ -36,6 +38,7 @@ _PLUGS = [
 ]  # fmt: skip
 _NODES = [
     group_node(7),
+    group_node(8),
     VfioNode(path="/dev/vfio/devices/vfio0", major=0, minor=0, host_group=7, is_file=True, device="d0"),
 ]
 _SPEC = {"linux": {"devices": [{"path": node.path, "type": "c", "major": 0, "minor": node.minor} for node in _NODES]}}
@@ -48,6 +51,11 @@ class _Link:
     def __init__(self, answers: object) -> None:
         self._answers = iter(answers if isinstance(answers, list) else [answers])
         self.clock_offset = 0.0
+
+    @cached_property
+    def ended(self) -> asyncio.Future[HawseError]:
+        """The link never ends."""
+        return asyncio.get_running_loop().create_future()
 
     async def call(self, call: Call[Answer], *, seconds: float) -> Answer:
         assert seconds > 0

@@ -59,5 +59,7 @@ def sandbox_plan(
 def changed(plan: SandboxPlan, **changes: Any) -> SandboxPlan:
     """The plan with other fields of its own or of its first container."""
     own = {name: changes.pop(name) for name in SandboxPlan.__struct_fields__ if name in changes}
-    container = msgspec.structs.replace(plan.container, **changes)
+    native = changes.get("native", {})
+    nodes = [node for node in plan.container.nodes if node.host_group not in native]  # as the planner does
+    container = msgspec.structs.replace(plan.container, **{"nodes": nodes} | changes)
     return msgspec.structs.replace(plan, **{"container": container} | own)

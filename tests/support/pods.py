@@ -33,6 +33,7 @@ from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.state import sockets
 from hawse.state.steps import Steps
 from hawse.state.store import Store
+from hawse.vfio.node import group_node
 from hawse.vm.ports import Port, place
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeQmp
@@ -223,8 +224,11 @@ class Pod:
         steps = plug_steps([EDU], place(shape(EDU), self.spares), owner=name)
         made = ContainerPlan(
             id=name, bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="", shares=[],
-            spec={"process": {"args": ["x"]}}, plugs=steps, nodes=[], hugepages=[], binds=[], network="", sysctls={},
+            spec={"process": {"args": ["x"]}}, plugs=steps, nodes=[group_node(EDU.number)], hugepages=[],
+            binds=[], network="", sysctls={},
         )  # fmt: skip
+        if "plugs" in changes:
+            made.nodes[:] = [group_node(plug.group) for plug in changes["plugs"]]
         return msgspec.structs.replace(made, **changes)
 
     async def join(self, **changes: Any) -> asyncio.StreamReader:

@@ -207,3 +207,70 @@ def test_all_connections_end_with_the_sandbox() -> None:
         await connected.task
 
     run(act)
+
+
+async def connect(connected: Connected) -> tuple[int, asyncio.Task[None]]:
+    """Open one more connection; its number, and the task that ends with it."""
+    reader, writer = asyncio.StreamReader(), FakeWriter()
+    connection = Connection(reader, cast(asyncio.StreamWriter, writer))
+    task = asyncio.create_task(connected.processes.connect(connection, 80))
+    await settle()
+    return connected.link.calls[-1][1]["process"], task
+
+
+def test_number_of_an_ended_connection_is_used_again() -> None:
+    """Every name query is a connection: numbers that are used once would run out."""
+
+    async def act(connected: Connected) -> None:
+        second, other = await connect(connected)
+        connected.link.on_exit(1, 0)
+        connected.reader.feed_eof()
+        await connected.task
+        third, again = await connect(connected)
+        assert (second, third) == (2, 1)
+        for task in (other, again):
+            task.cancel()
+
+    run(act)
+
+
+def test_number_is_not_used_again_before_the_guest_has_disconnected() -> None:
+    """Otherwise a late call would end the next connection with the number."""
+
+    async def act(connected: Connected) -> None:
+        connected.link.gate.clear()
+        connected.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connected.task
+        connected.link.on_exit(1, 0)
+        number, task = await connect(connected)
+        assert number == 2
+        connected.link.gate.set()
+        await settle()
+        another, last = await connect(connected)
+        assert another == 1
+        for opened in (task, last):
+            opened.cancel()
+
+    run(act)
+
+
+def test_connection_that_has_ended_sends_nothing_to_the_next_one_with_its_number() -> None:
+    async def act(connected: Connected) -> None:
+        route = connected.link.routed
+        route.end()
+        route.from_proxy(STREAM, DATA, b"late")
+        assert connected.link.sent == []
+        connected.task.cancel()
+
+    run(act)
+
+
+def test_sandbox_without_further_numbers_refuses_processes_and_connections() -> None:
+    async def act(connected: Connected) -> None:
+        connected.processes._newest = 2**31 // STREAMS - 1
+        with pytest.raises(VmError, match="the sandbox has had 33554431 processes, which is the maximum"):
+            await connected.processes.connect(connected.connection, 80)
+        connected.task.cancel()
+
+    run(act)

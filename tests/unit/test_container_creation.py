@@ -119,8 +119,8 @@ def test_notes_about_nodes_are_those_of_the_host(tmp_path: Path) -> None:
             linux = sandbox.guest.asked("create")[-1]["spec"]["linux"]
             group = {"type": "c", "major": BOUND["major"], "minor": BOUND["minor"]}
             assert linux["devices"] == [
-                {"path": "/dev/vfio/5", "fileMode": 0o600, **group},
                 {"path": "/dev/vfio/3", "fileMode": 0o600, **group},
+                {"path": "/dev/vfio/5", "fileMode": 0o600, **group},
                 {"path": "/dev/userfaultfd", "type": "c", "major": 10, "minor": 61},
             ]
             assert linux["resources"]["devices"] == [{"allow": True, "access": "rw", **group}]
@@ -160,7 +160,7 @@ def test_numbers_of_the_guests_own_drivers_are_not_translated(tmp_path: Path) ->
             await sandbox.create(msgspec.structs.replace(plan, disks=[disk]))
             linux = sandbox.guest.asked("create")[-1]["spec"]["linux"]
             assert [(each["path"], each["major"], each["minor"]) for each in linux["devices"]] == [
-                ("/dev/vfio/7", 511, 0), ("/dev/vfio/3", 511, 0), ("/dev/sdb", 254, 0), ("/dev/accel0", 511, 9),
+                ("/dev/vfio/3", 511, 0), ("/dev/vfio/7", 511, 0), ("/dev/sdb", 254, 0), ("/dev/accel0", 511, 9),
                 ("/dev/sda", 8, 16),
             ]  # fmt: skip
             assert [

@@ -194,7 +194,7 @@ def test_forwarded_socket_has_a_share_that_nothing_else_uses(tmp_path: Path, map
     assert found == GuestMount(
         bind(SOCKETS),
         share=share(path, is_dir=False, common=False, owners=owners),
-        socket=Special(SOCKET, path, 0o660, uid, gid),
+        socket=Special(SOCKET, "", 0o660, uid, gid),
     )
 
 

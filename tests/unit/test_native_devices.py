@@ -16,6 +16,7 @@ from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.monitor.devices.guest_drivers import annotation, with_nodes
 from hawse.state.store import GUEST_DEVICES
+from hawse.vfio.node import group_node
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
@@ -156,7 +157,7 @@ def test_annotation_names_functions_by_their_address_on_the_host() -> None:
 def attachments(answers: dict[str, Any]) -> tuple[Attachments, FakeQmp, FakeLink, Claims]:
     """The specification of a container whose group EDU is native and whose group NICS is not."""
     sandbox = plan(EDU, NICS)
-    container = msgspec.structs.replace(sandbox.container, native={5: {"uid": 1}})
+    container = msgspec.structs.replace(sandbox.container, native={5: {"uid": 1}}, nodes=[group_node(7)])
     claims = Claims(sandbox.ports)
     link = FakeLink({"bind_vfio": BOUND, "bind_native": ANSWER} | answers)
     return Attachments(container, claims, seconds=1.0), FakeQmp(), link, claims

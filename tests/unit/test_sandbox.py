@@ -31,6 +31,7 @@ from hawse.monitor.processes.processes import LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.plan.model import Attachment, DiskPlan
 from hawse.state.store import Store
+from hawse.vfio.node import group_node
 from tests.support.async_wait import until
 from tests.support.fake_qmp import FakeQmp
 from tests.support.pods import KEY, NoShare, heard, pod, run, settle
@@ -289,7 +290,7 @@ def test_group_that_the_guest_kept_after_a_failed_creation_is_asked_for_again(tm
             with pytest.raises(StateError, match="group 5: the guest has not released it after container c2"):
                 await sandbox.create(sandbox.joining())
             shutil.rmtree(f"{sandbox.store.root}/c2")
-            attachment = Attachment(plugs=container.plugs, nodes=[], mode=0o600, uid=0, gid=0)
+            attachment = Attachment(plugs=container.plugs, nodes=[group_node(5)], mode=0o600, uid=0, gid=0)
             with pytest.raises(StateError, match="group 5: the guest has not released it after container c2"):
                 await sandbox.call("c1", "attach", **msgspec.to_builtins(attachment))
             sandbox.qmp.patience = 1

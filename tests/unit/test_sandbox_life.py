@@ -14,10 +14,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from hawse.errors import ConfigError, HawseError, NotFoundError, StateError, VmError
+from hawse.commands.delete import delete
+from hawse.errors import ConfigError, DeviceError, HawseError, NotFoundError, StateError, VmError
+from hawse.monitor import members
 from hawse.monitor.sandbox import INIT_KEY
 from hawse.oci.guest.share import Share
+from hawse.state.store import Store
 from hawse.vfio.bind import records as bindings
+from tests.support.fake_qmp import FakeQmp
 from tests.support.pods import KEY, NoShare, heard, pod, run, settle
 
 
@@ -201,6 +205,46 @@ def test_bound_functions_are_released(tmp_path: Path, end: str) -> None:
                 await sandbox.call("c2", "delete")
                 records, _ = bindings.read_all(directory)
                 assert [record.owner for record in records] == ["c2", "c3"], "released only once"
+
+    run(story)
+
+
+def test_functions_that_cannot_be_restored_do_not_block_the_deletion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first attempt reports the error, and the next one removes the container. The functions stay recorded."""
+    failing = True
+
+    def restore(_store: Store) -> None:
+        if failing:
+            raise DeviceError("0000:3b:00.0: another program has changed its driver")
+
+    monkeypatch.setattr(members, "restore_drivers", restore)
+
+    async def story() -> None:
+        nonlocal failing
+        async with pod(tmp_path) as sandbox:
+            await sandbox.join(plugs=[])
+            store = Store(sandbox.store.root, "c2")
+            with pytest.raises(DeviceError, match="another program has changed its driver"):
+                await asyncio.to_thread(delete, store, force=True)
+            assert os.path.exists(store.path)
+            assert await asyncio.to_thread(delete, store, force=True) == []
+            assert not os.path.exists(store.path)
+            failing = False
+            await sandbox.sandbox.restore_functions()
+
+    run(story)
+
+
+def test_concurrent_deletions_of_a_container_with_a_kept_device_all_succeed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with pod(tmp_path, FakeQmp(patience=10**9), seconds=0.1) as sandbox:
+            await sandbox.join()
+            with pytest.raises(DeviceError, match="the guest does not release it"):
+                await sandbox.sandbox.remove("c2")
+            sandbox.qmp.patience = 1
+            assert await asyncio.gather(*(sandbox.sandbox.remove("c2") for _ in range(3))) == [None] * 3
 
     run(story)
 

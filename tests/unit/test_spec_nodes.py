@@ -220,7 +220,7 @@ def test_specification_without_vfio_is_unchanged() -> None:
 
 def test_node_without_an_entry_changes_only_rules() -> None:
     specification, notes = moved({"linux": None}, locate([container_node()], [], []))
-    assert (specification, notes) == ({"linux": {"devices": [], "resources": {}}}, [])
+    assert (specification, notes) == ({"linux": None}, [])
 
 
 def test_misc_devices_are_translated_together_with_vfio_and_only_once() -> None:

@@ -313,6 +313,14 @@ def test_vfio_node_that_cannot_be_passed_is_refused(host: FakeSysfs, node: Devic
     assert caught.value.hint
 
 
+def test_node_without_an_iommu_is_refused_at_the_path_of_a_managed_group(host: FakeSysfs) -> None:
+    """The numbers decide which device is meant, not the path."""
+    host.function("0000:3d:00.0", group=17, driver="e1000e")
+    host.character_device(241, 3, "vfio/noiommu-20")
+    with pytest.raises(DeviceError, match="a device without an IOMMU cannot be passed"):
+        find_request([device("/dev/vfio/17", 241, 3)], emulated={}, managed=True, root=host.root)
+
+
 def test_group_whose_node_is_gone_names_the_present_driver(tmp_path: Path) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7, driver="ixgbe")

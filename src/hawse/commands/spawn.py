@@ -126,6 +126,7 @@ class Namespaces:
 class ProxyProcess:
     """A proxy. It has no children; when the command ends, the system's reaper of orphans becomes its parent."""
 
+    # Large: the proxies of create, exec and attach differ in each parameter.
     def __init__(
         self,
         store: Store,

@@ -26,7 +26,8 @@ MAX_CONTROL = 4 * 1024 * 1024
 #: parsed.
 FROM_GUEST = {REPLY: 1024 * 1024, EVENT: 128 * 1024}
 MAX_DATA = 64 * 1024
-MAX_STREAM = 2**28
+#: 64 streams for each of 33 million processes. Numbers of processes are not reused.
+MAX_STREAM = 2**31
 
 CONTROL_STREAM = 0
 _CONTROL_TYPES = (CALL, REPLY, EVENT)

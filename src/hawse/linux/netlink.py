@@ -66,6 +66,7 @@ def link(
     return message(NEW_LINK, body)
 
 
+# Large: the parameters are the attributes of RTM_NEWADDR (rtnetlink(7)).
 def address(
     index: int, *, local: str, prefix: int, peer: str = "", broadcast: str = "", scope: int = 0, flags: int = 0,
     label: str = "", metric: int = 0,
@@ -85,6 +86,7 @@ def address(
     return message(NEW_ADDRESS, body + attribute(8, struct.pack("=I", flags)), flags=CREATE | EXCL)
 
 
+# Large: the parameters are the attributes of RTM_NEWROUTE (rtnetlink(7)).
 def route(
     index: int, *, family: int, to: str, prefix: int, gateway: str = "", source: str = "", metric: int = 0,
     scope: int = 0, protocol: int = 0, flags: int = 0, mtu: int = 0, mtu_locked: bool = False,

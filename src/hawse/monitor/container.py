@@ -58,6 +58,7 @@ _END_SECONDS = 60.0
 class Container:
     """A container, whose methods run in the monitor's event loop."""
 
+    # Large: creates every part of a container.
     def __init__(
         self,
         plan: ContainerPlan,
@@ -123,6 +124,7 @@ class Container:
         self._disk_numbers = {("b", *host): guest for host, guest in places.items()}
         self._misc_numbers = await guest_numbers(self.plan.named, link)
 
+    # Large: the order of the steps, and what undoes each, are read together.
     async def create(
         self,
         joins: dict[str, str],

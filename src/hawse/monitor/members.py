@@ -34,9 +34,9 @@ class Member:
         return self.container.plan.id
 
     @property
-    def keeps(self) -> bool:
-        """Whether the guest has not released a device, or functions of the host are still bound for the container."""
-        return self._bound or self.container.keeps_devices
+    def is_bound(self) -> bool:
+        """Whether functions of the host are still bound for the container."""
+        return self._bound
 
     async def create(self, work: Coroutine[Any, Any, Notes]) -> Notes:
         """Run the work of the creation, and return its notes. :meth:`cancel_creation` cancels it."""
@@ -70,12 +70,17 @@ class Member:
 
 
 class Members:
-    """All containers of a sandbox by id, and deleted containers with a device that is not released yet."""
+    """All containers of a sandbox by id, and deleted containers with a device that is not released yet.
+
+    ``_deleted`` are those whose device the guest has not released, ``_unrestored`` those whose functions of the host
+    could not be restored.
+    """
 
     def __init__(self, first: Member) -> None:
         self.first = first
         self._by_name = {first.name: first}
         self._deleted: list[Member] = []
+        self._unrestored: list[Member] = []
 
     def __iter__(self) -> Iterator[Member]:
         return iter(list(self._by_name.values()))
@@ -110,10 +115,12 @@ class Members:
         self._by_name[member.name] = member
 
     def remove(self, member: Member) -> None:
-        """Forget a deleted container, unless a device of it is not released yet."""
+        """Forget a deleted container, except for devices that are not released yet."""
         self._by_name.pop(member.name, None)
-        if member.keeps:
+        if member.container.keeps_devices:
             self._deleted.append(member)
+        elif member.is_bound:
+            self._unrestored.append(member)
 
     def is_deleted(self, name: str) -> bool:
         """Whether the guest still holds a device of a deleted container with this id."""
@@ -122,15 +129,20 @@ class Members:
     async def release_devices(self, name: str) -> None:
         """Retry to unplug the devices of deleted containers with this id, and restore the host's functions.
 
-        Raises :class:`DeviceError` for a device that the guest still does not release.
+        Raises :class:`DeviceError` for a device that the guest still does not release, or for a function that cannot be
+        restored. In the second case the container is not :meth:`is_deleted` any more.
         """
         for member in [member for member in self._deleted if member.name == name]:
             await member.container.release_devices()
+            if member in self._deleted:  # else a concurrent call has done the rest
+                self._deleted.remove(member)
+                self._unrestored.append(member)
+        for member in [member for member in self._unrestored if member.name == name]:
             await member.restore_functions()
-            self._deleted.remove(member)
+            self._unrestored = [other for other in self._unrestored if other is not member]
 
     async def restore_functions(self) -> None:
         """Restore all functions of the host, after the VM's end. Functions that fail stay recorded for ``delete``."""
-        for member in self.with_devices:
+        for member in [*self.with_devices, *self._unrestored]:
             with suppress(HawseError):
                 await member.restore_functions()

@@ -73,8 +73,9 @@ class Sandbox:
             self.processes, HostSockets(self._open_socket).connect, what="sockets of the host", most=host_sockets.MOST
         )
         self._queries = Announced(
-            self.processes, self._name_servers.connect, what="name servers", most=name_servers.MOST
-        )
+            self.processes, self._name_servers.connect, what="name servers", most=name_servers.MOST,
+            idle=name_servers.IDLE_SECONDS,
+        )  # fmt: skip
         cgroup = HostCgroup(plan.container.cgroup, store.path)
         self._placement = Placement(cgroup, self._cpusets)
         self.first = self._make(plan.container, store, INIT_KEY, cgroup)

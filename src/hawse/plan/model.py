@@ -126,9 +126,10 @@ class ContainerPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     ``spec`` is the guest's specification, with the host's device numbers, and ``shares`` are its shares.
 
-    Devices: ``nodes`` has a node for each group except those in ``native``. ``binds`` are functions that are bound to a VFIO driver first, and restored at the end. ``native`` are
-    groups that drivers of the guest kernel use, with the rights of their nodes. ``named`` are misc devices as (major,
-    minor, name) on the host; their numbers in the guest are found by the name.
+    Devices: ``nodes`` has a node for each group except those in ``native``. ``binds`` are functions that are bound to a
+    VFIO driver first, and restored at the end. ``native`` are groups that drivers of the guest kernel use, with the
+    rights of their nodes. ``named`` are misc devices as (major, minor, name) on the host; their numbers in the guest
+    are found by the name.
 
     Memory: ``memory`` maps names of shared-memory file systems to their sizes in bytes. ``hugepages`` are pairs of page
     size in KiB and count to reserve, the largest first, and ``hugetlbfs`` are their file systems by name.

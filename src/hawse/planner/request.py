@@ -53,7 +53,7 @@ def read_request(
 ) -> ContainerRequest:
     """Read and check the request. ``present`` are the groups that the VM already has.
 
-    Raises ConfigError, DeviceError and HostError.
+    Raises ConfigError, DeviceError, HostError, UsageError and VmError.
     """
     annotations = bundle.spec.annotations or {}
     check_lists(bundle)

@@ -46,7 +46,7 @@ def container_node() -> VfioNode:
 
 
 def group_node(group: int, *, path: str = "", major: int = 0, minor: int | None = None) -> VfioNode:
-    """The node of a group. Without ``minor``, the numbers match no rule: an unbound group does not have a node yet."""
+    """The node of a group. Without ``minor``, the numbers belong to no device: an unbound group has no node yet."""
     return VfioNode(
         path=path or f"/dev/vfio/{group}", major=major, minor=group if minor is None else minor, host_group=group
     )

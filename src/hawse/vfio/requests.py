@@ -19,6 +19,8 @@ _GROUP_PATH = re.compile(r"/dev/vfio/(\d{1,9})")
 #: The kernel's names for a group's node and for a device file.
 _BOUND, _DEVICE_FILE = re.compile(r"vfio/(\d+)"), re.compile(r"vfio-dev/vfio\d+")
 
+_WITHOUT_IOMMU = "vfio/noiommu-"
+
 
 class Device(Protocol):
     """An entry of linux.devices in the OCI configuration."""
@@ -93,9 +95,10 @@ class _Host:
             address, number = _behind_file(path, major, minor, self.root)
             return file_node(self._read(number), path=path, major=major, minor=minor, function=address)
         named = _GROUP_PATH.fullmatch(path)
-        if named and self.managed and sysfs.group_members(int(named[1]), root=self.root):
-            return group_node(self._read(int(named[1])), path=path, major=major, minor=minor)
-        self._refuse(path, (major, minor), kernel, int(named[1]) if named else None)
+        group = int(named[1]) if named else None
+        if self.managed and group is not None and not kernel.startswith(_WITHOUT_IOMMU) and self._exists(group):
+            return group_node(self._read(group), path=path, major=major, minor=minor)
+        self._refuse(path, (major, minor), kernel, group)
         return None
 
     def _read(self, number: int) -> int:
@@ -103,6 +106,9 @@ class _Host:
         if number not in self.groups:
             self.groups[number] = read_group(number, root=self.root)
         return number
+
+    def _exists(self, group: int) -> bool:
+        return bool(sysfs.group_members(group, root=self.root))
 
     def _refuse(self, path: str, numbers: tuple[int, int], kernel: str, group: int | None) -> None:
         """Raise :class:`DeviceError` for a node that looks like VFIO's, by its path or by the kernel's name for it."""
@@ -113,13 +119,13 @@ class _Host:
                 hint="bind the device to vfio-pci, or correct major and minor; device files need a kernel with "
                 "CONFIG_VFIO_DEVICE_CDEV",
             )
-        if "noiommu-" in path or kernel.startswith("vfio/noiommu-"):
+        if "noiommu-" in path or kernel.startswith(_WITHOUT_IOMMU):
             raise DeviceError(
                 f"linux.devices: {path}: a device without an IOMMU cannot be passed to a VM",
                 hint="enable the host's IOMMU",
             )
         if group is not None:
-            if sysfs.group_members(group, root=self.root):
+            if self._exists(group):
                 # The kernel removes the node when the last function of the group leaves vfio-pci. The error names the
                 # present drivers.
                 check_viable(read_group(group, root=self.root))

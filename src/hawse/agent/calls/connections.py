@@ -56,7 +56,13 @@ class ConnectionCalls:
             release()
             self._end(process)
 
-        self._forwarding().serve(process, self._guest.streams.of(process), accepted, ended=ended)
+        try:
+            self._forwarding().serve(process, self._guest.streams.of(process), accepted, ended=ended)
+        except BaseException:  # descriptors or threads are exhausted
+            accepted.close()
+            release()
+            self._guest.streams.abandon(process)
+            raise
 
     def refuse(self, *, connection: int) -> None:
         """Close an announced connection, because the host cannot connect to its socket or server."""

@@ -49,6 +49,7 @@ class ContainerCalls:
         if self._prepared is not None:
             self._prepared.settle()
 
+    # Large: the parameters are the fields of the call create (docs/link.md).
     def create(
         self, *, container: str, process: int, spec: Document, devices: list[Document], joins: dict[str, str],
         notify: bool, binds: list[Document], sockets: list[Document],

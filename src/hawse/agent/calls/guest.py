@@ -33,6 +33,7 @@ class Guest:
     load modules from the share; it is None if the share has no modules.
     """
 
+    # Large: the parts of the guest that all calls share; tests replace each of them.
     def __init__(
         self,
         port: Port,
@@ -94,7 +95,10 @@ class Guest:
 
 
 class Streams:
-    """The streams of processes and connections, by their numbers, which the host chooses in ascending order."""
+    """The streams of processes and connections, by their numbers, which the host chooses.
+
+    The host reuses the number of a connection that has ended: its exit is the last frame with this number.
+    """
 
     def __init__(self, port: Port) -> None:
         self._port = port
@@ -103,11 +107,11 @@ class Streams:
         self._lock = threading.Lock()
 
     def open(self, process: int, descriptors: object) -> None:
-        """Open the streams of a process. Raises :class:`LinkError` for a number that was used before."""
+        """Open the streams of a process. Raises :class:`LinkError` for a number that is in use."""
         with self._lock:
-            if process <= self._newest:
-                raise LinkError(f"link: process number {process} was used before")
-            self._newest = process
+            if process in self._open:
+                raise LinkError(f"link: process number {process} is in use")
+            self._newest = max(self._newest, process)
             self._open[process] = Stdio(self._port, process, directions(descriptors))
 
     def of(self, process: int) -> Stdio:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from hawse.oci.document import is_bind
+
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from hawse.json_text import Document
 
 HINT = "add the module of the file system to image.extra_modules in hawse's configuration"
-_BINDS = ("bind", "rbind")
 
 
 def unknown_type(message: str, spec: Document, *, root: str = "") -> str:
@@ -22,8 +23,7 @@ def unknown_type(message: str, spec: Document, *, root: str = "") -> str:
         known = {line.split()[-1] for line in file if line.strip()}
     for mount in spec.get("mounts") or ():
         kind = mount.get("type") or ""
-        is_bind = kind == "bind" or any(option in _BINDS for option in mount.get("options") or ())
-        if not is_bind and kind.partition(".")[0] not in known:  # "fuse.sshfs" is a subtype of fuse
+        if not is_bind(mount) and kind.partition(".")[0] not in known:  # "fuse.sshfs" is a subtype of fuse
             return (
                 f"mounts: the guest kernel has no file system {kind[:80]!r}, for {mount.get('destination', '')[:200]}"
             )

@@ -16,6 +16,7 @@ from contextlib import suppress
 from hawse.agent.devices import guest_dev
 from hawse.agent.system.ids import SAME, Ids
 from hawse.errors import VmError
+from hawse.oci.document import is_bind
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -126,4 +127,4 @@ def _is_in_guest_dev(path: str, mounts: Sequence[Document]) -> bool:
 
 def _is_on_host(device: Document, mounts: Sequence[Document]) -> bool:
     """Whether the innermost mount around a node is a share of the host, like the root file system."""
-    return device["type"] in _TYPES and guest_dev.is_bind(guest_dev.innermost(device["path"], mounts))
+    return device["type"] in _TYPES and is_bind(guest_dev.innermost(device["path"], mounts))

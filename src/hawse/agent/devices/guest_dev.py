@@ -22,6 +22,7 @@ from contextlib import suppress
 from hawse.agent.devices.live_nodes import open_parent
 from hawse.agent.devices.map_file import DEVICES_FILE
 from hawse.errors import StateError
+from hawse.oci.document import is_bind
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -45,11 +46,6 @@ def innermost(path: str, mounts: Sequence[Document]) -> Document:
         if contains and len(where) >= len(posixpath.normpath(deepest["destination"])):
             deepest = mount
     return deepest
-
-
-def is_bind(mount: Document) -> bool:
-    """Whether a mount of a specification is a bind."""
-    return mount.get("type") == "bind" or bool({"bind", "rbind"} & set(mount.get("options") or ()))
 
 
 def guest_path(path: str, mounts: Sequence[Document]) -> str:

@@ -17,6 +17,7 @@ import posixpath
 from hawse.agent.system import syscalls
 from hawse.errors import VmError
 from hawse.linux import mounts
+from hawse.oci.document import is_bind
 
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
@@ -53,12 +54,11 @@ def bind_attributes(spec: Mapping[str, Any]) -> dict[str, int]:
     by_destination: dict[str, int] = {}
     for mount in spec.get("mounts") or ():
         options = mount.get("options") or ()
-        is_bind = mount.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
         destination = posixpath.normpath(f"/{mount['destination'].lstrip('/')}")
         # A later mount at the same destination or above it hides a bind.
         for hidden in [path for path in by_destination if path == destination or path.startswith(f"{destination}/")]:
             del by_destination[hidden]
-        if is_bind and (attributes := of_options(options)):
+        if is_bind(mount) and (attributes := of_options(options)):
             by_destination[destination] = attributes
     return by_destination
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import os
 
+from hawse.oci.document import is_bind
+
 TYPE_CHECKING = False  # typing's import costs a tenth of a second in a guest without KVM
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -51,8 +53,7 @@ def adapted(spec: Document, *, is_dir: Callable[[str], bool] = os.path.isdir) ->
 
 def _adapted(mount: Document, is_dir: Callable[[str], bool]) -> Document:
     options = mount.get("options") or ()
-    is_bind = mount.get("type") == "bind" or bool({"bind", "rbind"} & set(options))
-    if is_bind and OPTIONS & set(options) and not is_dir(mount.get("source") or ""):
+    if is_bind(mount) and OPTIONS & set(options) and not is_dir(mount.get("source") or ""):
         options = without_recursive(options)
     return {**mount, "options": without_overridden(options)} if options else mount
 

@@ -35,7 +35,8 @@ class Forwards:
 
     def serve(self, process: int, stdio: Stdio, connection: socket.socket, *, ended: Callable[[], None]) -> None:
         """Forward the bytes of both directions of a connection, in a thread, which calls ``ended`` at its end."""
-        self._connections[process] = (connection.dup(), stdio)
+        own = connection.dup()
+        self._connections[process] = (own, stdio)
 
         def run() -> None:
             try:
@@ -46,7 +47,12 @@ class Forwards:
             except LinkError:
                 return  # the host has closed the link, which ends this VM
 
-        threading.Thread(target=run, daemon=True).start()
+        try:
+            threading.Thread(target=run, daemon=True).start()
+        except RuntimeError:
+            del self._connections[process]
+            own.close()
+            raise
 
     def disconnect(self, process: int) -> None:
         """End both directions of a connection whose side on the host is closed. Writes of the program then fail."""

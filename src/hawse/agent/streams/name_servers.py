@@ -31,7 +31,7 @@ class NameServers:
 
     def __init__(self, announced: Announced) -> None:
         self._announced = announced
-        self._connections, self._queries = threading.Semaphore(MOST), threading.Semaphore(MOST)
+        self._capacity = threading.Semaphore(MOST)
 
     def serve(self, *, servers: Sequence[str], port: int = _PORT) -> None:
         """Listen at these addresses from now on. Raises :class:`VmError` if one is in use."""
@@ -43,9 +43,9 @@ class NameServers:
                 listening.setblocking(False)
             except OSError as error:
                 raise VmError(f"the guest cannot listen for name queries at {server}: {error.strerror}") from None
-            queries = _Datagrams(server, datagrams, self._announced, self._queries)
+            queries = _Datagrams(server, datagrams, self._announced, self._capacity)
             threading.Thread(target=queries.serve, daemon=True).start()
-            accept = partial(accept_all, listening, partial(self._announce, server), capacity=self._connections)
+            accept = partial(accept_all, listening, partial(self._announce, server), capacity=self._capacity)
             threading.Thread(target=accept, daemon=True).start()
 
     def _announce(self, server: str, connection: socket.socket, ended: Callable[[], None]) -> None:
@@ -83,13 +83,10 @@ class _Datagrams:
         if len(message) < _MIN or not self._capacity.acquire(blocking=False):
             return
         try:
-            ours, theirs = socket.socketpair()
+            ours, theirs = _carrying(message)
         except OSError:  # descriptors or memory are exhausted
             self._capacity.release()
             return
-        # The buffer of a new pair of sockets, 208 KiB, is larger than any message (socket(7), wmem_default).
-        ours.sendall(len(message).to_bytes(2, "big") + message)
-        ours.shutdown(socket.SHUT_WR)
         self._queries[ours.fileno()] = (ours, program, bytearray())
         self._poll.register(ours, select.POLLIN)
         fields = {"server": self._server, "transport": "udp"}
@@ -109,6 +106,20 @@ class _Datagrams:
         self._poll.unregister(ours)
         del self._queries[descriptor]
         ours.close()
+
+
+def _carrying(message: bytes) -> tuple[socket.socket, socket.socket]:
+    """A pair of sockets; the message can be read from the second one."""
+    ours, theirs = socket.socketpair()
+    try:
+        # The buffer of a new pair of sockets, 208 KiB, is larger than any message (socket(7), wmem_default).
+        ours.sendall(len(message).to_bytes(2, "big") + message)
+        ours.shutdown(socket.SHUT_WR)
+    except OSError:
+        ours.close()
+        theirs.close()
+        raise
+    return ours, theirs
 
 
 def _read(connection: socket.socket) -> bytes:

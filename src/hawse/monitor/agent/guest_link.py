@@ -20,7 +20,7 @@ from hawse.link.streams import STREAMS, read_by, written_by
 from hawse.monitor.agent.calls import Answer, Call, name_of, parameters, read_answer
 from hawse.monitor.agent.events import Dial, Event, Exit, Hello, Notify, Oom, Query, read_event
 
-#: Maximum bytes that wait until the guest reads them. Streams need 256 KiB each at most, answers to name queries 6 MiB.
+#: Maximum bytes that wait until the guest reads them. A stream needs 256 KiB at most.
 MOST_QUEUED = 64 * 1024 * 1024
 #: Above this number of waiting bytes, the monitor stops reading from the guest: most frames to the guest answer one of
 #: its own.
@@ -47,6 +47,7 @@ class Route:
         self._to_guest = {number: SendWindow() for number in read_by(sink.directions)}
         self._ended: set[int] = set()
         self._discard = False
+        self._forgotten = False
         self._dropped = {number: ReceiveWindow() for number in self._from_guest}
 
     def from_guest(self, stream: int, kind: int, payload: bytes) -> None:
@@ -70,11 +71,17 @@ class Route:
 
     def from_proxy(self, stream: int, kind: int, payload: bytes) -> None:
         """Forward a frame of the proxy. Raises KeyError if the process has no such stream in this direction."""
+        if self._forgotten:
+            return  # another process may have the number by now
         if kind == CREDIT:
             self._from_guest[stream].grant(decode_credit(payload))
         else:
             self._to_guest[stream].spend(len(payload))
         self._link.send(encode(self._process * STREAMS + stream, kind, payload))
+
+    def end(self) -> None:
+        """Send nothing to the guest any more: the process has ended."""
+        self._forgotten = True
 
     def discard(self) -> None:
         """Drop further output of the process, whose proxy is gone. It still gets credit, so that it can end."""
@@ -158,8 +165,9 @@ class GuestLink:
         return route
 
     def forget(self, process: int) -> None:
-        """Forget a process that has ended. Further frames of the guest for it are dropped."""
-        self._routes.pop(process, None)
+        """Forget a process that has ended. Further frames for it, of either side, are dropped."""
+        if route := self._routes.pop(process, None):
+            route.end()
 
     def send(self, frame: bytes) -> None:
         """Queue a frame. The link ends if more than :data:`MOST_QUEUED` bytes wait for the guest."""

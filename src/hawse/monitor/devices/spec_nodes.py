@@ -8,6 +8,7 @@ from typing import Any
 from hawse.json_text import Document
 from hawse.monitor.devices.guest_nodes import container_paths, owner_of_path
 from hawse.notes import Note, debug, warning
+from hawse.oci.document import devices_of, rules_of, with_devices
 from hawse.vfio.device_rules import translate
 from hawse.vfio.node import CONTAINER_PATH, VfioNode
 
@@ -26,22 +27,12 @@ def with_guest_nodes(
     ``misc_numbers`` are the guest's numbers of misc devices, by their numbers on the host. They are translated together
     with those of VFIO nodes, since both have the same major.
     """
-    if not nodes and not misc_numbers:
+    if not (devices_of(spec) or rules_of(spec)):
         return dict(spec), []
-    linux = dict(spec.get("linux") or {})
-    devices, notes = _place(linux.get("devices") or [], nodes, misc_numbers)
-    linux["devices"] = devices
-    resources = dict(linux.get("resources") or {})
-    if resources.get("devices"):
-        moves: list[tuple[Numbers, Numbers | None]] = [(node.host_numbers, node.guest_numbers) for node in nodes]
-        resources["devices"] = translate(resources["devices"], [*moves, *_present(linux_devices(spec), misc_numbers)])
-    linux["resources"] = resources
-    return {**spec, "linux": linux}, notes
-
-
-def linux_devices(spec: Mapping[str, Any]) -> list[Document]:
-    """The specification's linux.devices."""
-    return (spec.get("linux") or {}).get("devices") or []
+    devices, notes = _place(devices_of(spec), nodes, misc_numbers)
+    moves: list[tuple[Numbers, Numbers | None]] = [(node.host_numbers, node.guest_numbers) for node in nodes]
+    rules = translate(rules_of(spec), [*moves, *_present(devices_of(spec), misc_numbers)])
+    return with_devices(spec, devices, rules), notes
 
 
 def _present(

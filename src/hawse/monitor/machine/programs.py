@@ -39,6 +39,7 @@ _CONFINE = "see docs/security.md for what a jail needs; vm.confine in the config
 class Program:
     """A running program. ``log`` is the log file of its stderr."""
 
+    # Large: QEMU and virtiofsd differ in each parameter; one start, one cleanup.
     def __init__(
         self,
         name: str,

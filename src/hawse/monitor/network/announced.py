@@ -24,18 +24,21 @@ AnyEvent = TypeVar("AnyEvent", Dial, Query)
 class Announced(Generic[AnyEvent]):
     """The connections of one kind of event, in the monitor's one event loop.
 
-    ``connect`` returns a connected socket that does not block; it raises OSError, LookupError and TimeoutError.
+    ``connect`` returns a connected socket that does not block. Any error of it refuses the connection. A connection
+    without data in both directions for ``idle`` seconds is reset; None for no limit.
     ``most`` is the number of connections that the agent keeps unanswered or open at once
     (hawse.agent.streams.announced). More announcements are a protocol violation.
     """
 
     def __init__(
-        self, processes: Processes, connect: Callable[[AnyEvent], Awaitable[socket.socket]], *, what: str, most: int
-    ) -> None:
+        self, processes: Processes, connect: Callable[[AnyEvent], Awaitable[socket.socket]], *, what: str, most: int,
+        idle: float | None = None,
+    ) -> None:  # fmt: skip
         self._processes = processes
         self._connect: Callable[[AnyEvent], Awaitable[socket.socket]] = connect
         self._what = what
         self._most = most
+        self._idle = idle
         self._slots = asyncio.Semaphore(most)
         self._unanswered = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -54,23 +57,37 @@ class Announced(Generic[AnyEvent]):
 
     async def _serve(self, event: AnyEvent) -> None:
         async with self._slots:
-            try:
-                connected = await self._connect(event)
-            except (OSError, LookupError):
-                self._unanswered -= 1
+            connection = None
+            with suppress(Exception):  # for example, no thread can be started
+                connection = await self._connected(event)
+            # Before the answer: the agent may announce the next connection when it has received it.
+            self._unanswered -= 1
+            if connection is None:
                 with suppress(HawseError):
                     await self._processes.call(Refuse(connection=event.connection))
                 return
-            self._unanswered -= 1
-            connection = Connection(*await asyncio.open_connection(sock=connected))
             try:
-                await self._processes.accept(connection, event.connection)
-                await connection.close()
+                async with asyncio.timeout(self._idle) as limit:
+                    connection.on_data = lambda: self._extend(limit)
+                    await self._processes.accept(connection, event.connection)
+                    await connection.close()
             except (HawseError, OSError):  # the reset reports the error to both ends
                 connection.reset()
             except BaseException:
                 connection.reset()
                 raise
+
+    async def _connected(self, event: AnyEvent) -> Connection:
+        connected = await self._connect(event)
+        try:
+            return Connection(*await asyncio.open_connection(sock=connected))
+        except BaseException:
+            connected.close()
+            raise
+
+    def _extend(self, limit: asyncio.Timeout) -> None:
+        if self._idle is not None and not limit.expired():
+            limit.reschedule(asyncio.get_running_loop().time() + self._idle)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

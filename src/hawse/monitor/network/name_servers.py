@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from hawse.errors import HostError
 from hawse.monitor.agent.calls import ServeNames
 from hawse.monitor.agent.events import Query
 
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
     from hawse.monitor.network.host_network import Network
     from hawse.plan.model import ContainerPlan
 
-#: The agent's limit: 64 concurrent connections over TCP, and 64 queries over UDP (hawse.agent.streams.announced).
-MOST = 128
+#: The agent's limit of concurrent queries and connections (hawse.agent.streams.announced).
+MOST = 64
+#: A connection over TCP that is idle ends, so that a program that leaks connections does not block others.
+IDLE_SECONDS = 15.0
 _FILE = "/etc/resolv.conf"
 _PORT = 53
 _MAX_FILE = 64 * 1024
@@ -56,7 +59,8 @@ class NameServers:
     async def connect(self, query: Query) -> socket.socket:
         """Connect to a server. Over UDP the socket carries one query and its answer as over TCP.
 
-        Raises LookupError for a server that was not announced, else OSError.
+        Raises LookupError for a server that was not announced, and OSError or :class:`HostError` as
+        :meth:`Network.make_socket`.
         """
         if query.server not in self._servers:
             raise LookupError(query.server)
@@ -80,7 +84,7 @@ class NameServers:
         """Send one query over UDP and pass its answer on. Without an answer, the connection ends, as with a dead
         server."""
         loop = asyncio.get_running_loop()
-        with guest, suppress(OSError):
+        with guest, suppress(OSError, HostError, RuntimeError):  # RuntimeError: no thread can be started
             async with asyncio.timeout(_SECONDS):
                 message = await _read_message(guest)
                 if len(message) < _MIN_MESSAGE:

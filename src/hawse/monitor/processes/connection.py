@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,8 @@ class Connection:
         self._answered = False
         self._changed = asyncio.Event()
         self.ended = asyncio.Event()
+        #: Called when data arrives from either side.
+        self.on_data: Callable[[], None] = lambda: None
 
     def send(self, stream: int, kind: int, payload: bytes) -> None:
         """Accept a frame of the guest. Frames of other streams are dropped, without new credit for them."""
@@ -45,6 +48,7 @@ class Connection:
             return
         self._answer += payload
         self._answered = kind == EOF
+        self.on_data()
         self._changed.set()
 
     def exit(self) -> None:
@@ -87,6 +91,7 @@ class Connection:
 
     async def _to_guest(self, route: Route) -> None:
         while data := await self._reader.read(min(self._window.available, MAX_DATA)):
+            self.on_data()
             self._window.spend(len(data))
             route.from_proxy(STREAM, DATA, data)
             while not self._window.available:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from hawse.errors import HawseError, HostError, StateError, VmError
-from hawse.link.streams import BOTH, STDIO
+from hawse.errors import HawseError, HostError, NotFoundError, StateError, VmError
+from hawse.link.frames import MAX_STREAM
+from hawse.link.streams import BOTH, STDIO, STREAMS
 from hawse.linux.processes import Process
 from hawse.monitor.agent.calls import Accept, Answer, Call, Connect, Disconnect, Resize, Signal
 from hawse.monitor.agent.guest_link import GuestLink, Route
@@ -60,6 +62,10 @@ class Processes:
         self._running: dict[int, _Running] = {}
         self._connections: dict[int, Connection] = {}
         self._newest = 0
+        #: Numbers of connections that have ended. A process does not reuse a number: the agent may still give credit
+        #: for its stdin after its exit.
+        self._free: deque[int] = deque()
+        self._disconnecting: set[int] = set()
         self._held: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
@@ -148,9 +154,7 @@ class Processes:
         A cancellation is raised after the answer. If the process was created, it runs until the container ends.
         """
         assert self._link is not None
-        # No await between here and the sending of the call: the agent accepts ascending numbers only.
-        self._newest += 1
-        number = self._newest
+        number = self._new_number()
         route = self._link.route(number, proxy)
         self._running[number] = _Running(container, proxy, ended)
         # The call's frame must precede those of the streams: the agent refuses streams of an unknown process.
@@ -188,8 +192,7 @@ class Processes:
 
     async def _forward(self, connection: Connection, make: Callable[[int], Call[None]]) -> None:
         assert self._link is not None
-        self._newest += 1
-        number = self._newest
+        number = self._free.popleft() if self._free else self._new_number()
         route = self._link.route(number, connection)
         self._connections[number] = connection
         asked = asyncio.create_task(self.call(make(number)))
@@ -204,6 +207,7 @@ class Processes:
                 self._link.forget(number)
             elif number in self._connections:
                 route.discard()  # without credit, unread data would keep the guest's side open
+                self._disconnecting.add(number)
                 self._begin(self._disconnect(number))
             raise
 
@@ -287,13 +291,29 @@ class Processes:
         return True
 
     async def _disconnect(self, number: int) -> None:
-        await self.call(Disconnect(process=number))
+        with suppress(NotFoundError):  # it has ended meanwhile
+            await self.call(Disconnect(process=number))
+        # Not after another error: the agent may still carry out the call, on the next connection with the number.
+        self._disconnecting.discard(number)
+        if number not in self._connections:
+            self._free.append(number)
+
+    def _new_number(self) -> int:
+        if self._newest >= MAX_STREAM // STREAMS - 1:
+            raise VmError(
+                f"the sandbox has had {self._newest} processes, which is the maximum",
+                hint="delete the sandbox's containers, and create them again",
+            )
+        self._newest += 1
+        return self._newest
 
     def _exited(self, number: int, code: int) -> None:
         connection = self._connections.pop(number, None)
         if connection is not None:
             self._forget(number)
             connection.exit()
+            if number not in self._disconnecting:
+                self._free.append(number)
         running = self._running.pop(number, None)
         if running is None:
             return

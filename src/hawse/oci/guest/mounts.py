@@ -46,7 +46,8 @@ _VFIO_NODE = re.compile(r"/dev/vfio/(?:devices/vfio|noiommu-)?\d+")
 class HostFiles:
     """Questions about the sources of mounts and the paths of namespaces on the host.
 
-    Only ``user_maps`` raises OSError. ``host_name`` is the name of the host; "" means that of the running system.
+    Only ``user_maps`` and ``hugetlbfs`` raise OSError. ``host_name`` is the name of the host; "" means that of the
+    running system.
     """
 
     is_dir: Callable[[str], bool] = os.path.isdir
@@ -244,7 +245,8 @@ class MountPlanner:
         return GuestMount(
             entry | {"source": f"{agreed.SOCKETS}/{self.container}/{share.name}"},
             share=replace(share, common=False),
-            socket=replace(special, uid=uid, gid=gid),
+            # Nothing needs the path any more, and it may contain bytes that JSON cannot represent.
+            socket=replace(special, path="", uid=uid, gid=gid),
         )
 
     def _in_share(self, share: Share) -> str:

@@ -61,8 +61,7 @@ def _capabilities(current: Mapping[str, Any], added: tuple[str, ...]) -> Documen
     for name in added:
         if not name.startswith("CAP_"):
             raise UsageError(f"exec: --cap {name[:80]!r} is not a capability", hint="write it as CAP_NET_ADMIN")
-    sets = {**current} | {kind: [*(current.get(kind) or ()), *added] for kind in _SETS}
-    return {kind: list(dict.fromkeys(names or ())) for kind, names in sets.items()}
+    return {**current} | {kind: list(dict.fromkeys([*(current.get(kind) or ()), *added])) for kind in _SETS}
 
 
 def _is_id(text: str) -> bool:

@@ -1,8 +1,8 @@
 """Select the devices of a container from its specification and annotations, and check them on this host.
 
 The steps, in this order: find the VFIO nodes in linux.devices; leave out those that a privileged container cannot get;
-plan the other nodes; add nodes for annotations and device files; check each group; and remove the VFIO nodes in the
-mode guest-kernel. Each step returns a new specification.
+plan the other nodes; add nodes for device files and annotations; check each group; and remove the VFIO nodes in the
+mode guest-kernel. No step changes the specification that it gets.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class DeviceChecks:
 class DeviceSelection:
     """The selected devices.
 
-    ``spec`` is the guest's specification with the nodes of all devices, with the host's device numbers. ``request``
+    ``spec`` is the guest's specification with the nodes of the selected devices, with the host's numbers; in the mode
+    guest-kernel without VFIO nodes. ``request``
     contains the VFIO nodes and groups, and ``others`` the block devices and misc devices. ``native`` are the groups
     that drivers of the guest kernel use, with the rights of their nodes. ``by_file`` are the groups that QEMU opens by
     their device files.
@@ -86,7 +87,8 @@ class DeviceSelection:
 
 
 def select_devices(bundle: Bundle, guest: GuestPlan, checks: DeviceChecks, *, role: str) -> DeviceSelection:
-    """Select and check the devices. Raises :class:`DeviceError` or :class:`ConfigError` naming the object."""
+    """Select and check the devices. Raises ConfigError, DeviceError or UsageError naming the object, and
+    HostError or VmError if QEMU does not answer."""
     options = checks.options
     request, left_out = _find_vfio(bundle.spec.linux or Linux(), checks)
     others, spec = read_nodes(bundle, guest, request, left_out, allow=options.allow)

@@ -44,7 +44,8 @@ def with_groups(request: Request, spec: Document) -> tuple[Request, Document]:
         node = container_node() if file.host_group is None else group_node(file.host_group)
         nodes.append(node)
         rules = of_node(rules_of(spec), file.host_numbers, node.host_numbers)
-        own = {key: rights[file.path][key] for key in _RIGHTS if key in rights[file.path]}
+        entry = rights.get(file.path, {})  # absent if another entry with this path was left out
+        own = {key: entry[key] for key in _RIGHTS if key in entry}
         spec = _with_node(spec, node, own, rules)
     return Request(tuple(nodes), request.groups, request.files), spec
 

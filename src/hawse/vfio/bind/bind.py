@@ -41,6 +41,7 @@ class _Job:
     previous: Record | None
 
 
+# Large: three parameters are the host's functions, drivers and sandboxes, which tests replace.
 def bind(
     addresses: Sequence[str],
     *,

@@ -30,6 +30,8 @@ GUEST_SOURCES = (
     "linux/libc.py",
     "linux/mounts.py",
     "linux/netlink.py",
+    "oci/__init__.py",
+    "oci/document.py",
     "vfio/__init__.py",
     "vfio/sysfs.py",
 )
