@@ -17,8 +17,8 @@ from msgspec.structs import replace
 
 from hawse.cli.own.timeline import title
 from hawse.config import load_config
-from hawse.monitor.machine.start import launch
-from hawse.planner.machine import plan_machine
+from hawse.monitor.machine.start_programs import launch
+from hawse.planner.vm import plan_machine
 from hawse.state.steps import Steps
 from hawse.state.timeline import read
 from tests.support.bundles import add_devices, make_bundle, write

@@ -21,9 +21,9 @@ from msgspec.structs import replace
 from bench.common import Measured, Seconds, ratio, workbench
 from demo.rootfs import make
 from hawse.config import load_config
-from hawse.monitor.machine.start import launch
+from hawse.monitor.machine.start_programs import launch
 from hawse.planner.devices.plugs import plug_steps, shape
-from hawse.planner.machine import plan_machine
+from hawse.planner.vm import plan_machine
 from hawse.state.steps import Steps
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vm.ports import plan_ports

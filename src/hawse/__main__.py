@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from hawse.cli.options import split
+from hawse.cli.hot_options import split
 from hawse.cli.settings import Settings
 from hawse.errors import HawseError, UsageError
 from hawse.linux import stdio

@@ -10,9 +10,9 @@ import pytest
 
 from hawse.errors import CommandError, LinkError, NotFoundError, StateError, VmError
 from hawse.link.agreed import PROTOCOL
-from hawse.link.control import encode_call
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, EOF, EVENT, HEADER, encode
+from hawse.link.messages import encode_call
 from hawse.link.streams import MAX_PRESERVED, STREAMS
 from tests.support.agent import Agent
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from hawse.errors import DeviceError, HawseError, StateError, VmError
-from hawse.link.control import decode_event
 from hawse.link.frames import EVENT
+from hawse.link.messages import decode_event
 from tests.support.agent import Agent
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hawse.agent.mounts import subpaths
 from hawse.errors import VmError
-from hawse.monitor.share import root as share
+from hawse.monitor.share import share_root as share
 from tests.support.forked import in_child
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from hawse.linux import capabilities, landlock, processes
+from hawse.linux import landlock, process_capabilities, processes
 from hawse.linux.libc import check, libc
 from hawse.proxy import main as proxy
 from tests.support.forked import in_child, outcome
@@ -28,17 +28,17 @@ def sets() -> dict[str, int]:
 @pytest.mark.parametrize("names", [(), ("CHOWN",), ("CHOWN", "SYS_ADMIN", "MKNOD")])
 def test_only_kept_capabilities_remain_in_every_set(names: tuple[str, ...]) -> None:
     def act() -> Any:
-        capabilities.keep_only(names)
+        process_capabilities.keep_only(names)
         return sets()
 
-    kept = sum(1 << capabilities.NUMBERS[name] for name in names)
+    kept = sum(1 << process_capabilities.NUMBERS[name] for name in names)
     assert in_child(act) == {"Inh": 0, "Prm": kept, "Eff": kept, "Bnd": kept, "Amb": 0}
 
 
 def test_dropped_capabilities_cannot_be_regained() -> None:
     def act() -> Any:
-        capabilities.keep_only(("CHOWN",))
-        capabilities.keep_only(("CHOWN", "SYS_ADMIN"))
+        process_capabilities.keep_only(("CHOWN",))
+        process_capabilities.keep_only(("CHOWN", "SYS_ADMIN"))
         return sets()["Eff"]
 
     assert in_child(act) == 1
@@ -116,7 +116,7 @@ def test_file_server_keeps_its_capabilities_while_it_acts_for_a_user(tmp_path: P
 
         def act(kept: bool = kept) -> int:
             if kept:
-                capabilities.keep_through_user_changes()
+                process_capabilities.keep_through_user_changes()
             processes.give_up_privileges()
             path = tmp_path / "roots" / f"made-{kept}"
             words = [sys.executable, "-I", "-S", "-c", script, str(path)]
@@ -130,7 +130,7 @@ def test_file_server_keeps_its_capabilities_while_it_acts_for_a_user(tmp_path: P
 
 def test_capabilities_that_cannot_be_kept_are_an_error() -> None:
     def act() -> str:
-        capabilities.keep_only(("SETUID",))
-        return outcome(capabilities.keep_through_user_changes)
+        process_capabilities.keep_only(("SETUID",))
+        return outcome(process_capabilities.keep_through_user_changes)
 
     assert in_child(act) == "Operation not permitted"

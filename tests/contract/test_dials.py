@@ -16,14 +16,14 @@ from typing import Any, cast
 import pytest
 
 from hawse.errors import LinkError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.streams import STDIO
 from hawse.monitor.agent.calls import Create, Delete, GuestSocket
 from hawse.monitor.agent.events import Dial
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.network.announced import Announced
 from hawse.monitor.network.host_sockets import HostSockets
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from tests.support.agent import Agent
 from tests.support.connections import (
     SECONDS,
@@ -220,7 +220,7 @@ def test_malformed_announcement_ends_the_link(changes: dict[str, object] | None,
         reader, writer = await asyncio.open_connection(sock=ours)
         link = GuestLink(reader, writer)
         event = {} if changes is None else {"container": "c1", "socket": "a", "connection": 1} | changes
-        theirs.sendall(control.encode_event("dial", event))
+        theirs.sendall(messages.encode_event("dial", event))
         await link.run()
         theirs.close()
         writer.close()

@@ -22,7 +22,7 @@ import pytest
 
 from hawse.host import network_namespace
 from hawse.monitor.network.forwards import Forwards
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from tests.support.agent import Agent
 from tests.support.connections import (
     SECONDS,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, EVENT, HEADER, MAX_DATA, REPLY, encode
 from hawse.link.streams import STREAMS
@@ -35,7 +35,7 @@ def network() -> Iterator[str]:
 
 
 def event(name: str, **params: Any) -> bytes:
-    return control.encode_event(name, params)
+    return messages.encode_event(name, params)
 
 
 def message(kind: int, value: object) -> bytes:
@@ -158,8 +158,8 @@ def test_violation_of_the_protocol_ends_the_sandbox(tmp_path: Path, network: str
 
 
 TOLERATED = {
-    "reply that nobody waits for": control.encode_result(2**53 - 1, None),
-    "second reply to a call": control.encode_result(1, None) + control.encode_error(1, VmError("x")),
+    "reply that nobody waits for": messages.encode_result(2**53 - 1, None),
+    "second reply to a call": messages.encode_result(1, None) + messages.encode_error(1, VmError("x")),
     "reply with an error of another form": message(REPLY, {"id": 1, "error": [[]]}),
     "oom of an unknown container": event("oom", container="../c2\0\n", kills=1),
     "oom of a container with a lone surrogate": event("oom", container="\ud800", kills=1),

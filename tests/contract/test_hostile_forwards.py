@@ -14,7 +14,7 @@ import pytest
 
 from hawse.errors import VmError
 from hawse.host import network_namespace
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
 from hawse.link.streams import STREAMS
@@ -28,7 +28,7 @@ from tests.support.patience import patience
 NUMBER = INIT + 1
 BOTH = NUMBER * STREAMS + STREAM
 NONSENSE = "protocol violation by the guest agent: link: "
-EXIT = control.encode_event("exit", {"process": NUMBER, "code": 0})
+EXIT = messages.encode_event("exit", {"process": NUMBER, "code": 0})
 
 
 def use(inside: Namespace) -> bytes | None:
@@ -66,11 +66,11 @@ def forward(
 
 
 def accepted(number: int) -> bytes:
-    return control.encode_result(number, None)
+    return messages.encode_result(number, None)
 
 
 def refused(number: int) -> bytes:
-    return control.encode_error(number, VmError("\x1b[2J"))
+    return messages.encode_error(number, VmError("\x1b[2J"))
 
 
 def unanswered(_number: int) -> bytes:

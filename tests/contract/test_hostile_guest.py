@@ -18,7 +18,7 @@ import pytest
 
 from hawse.commands.client import MonitorGoneError
 from hawse.errors import VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.agreed import PROTOCOL
 from hawse.link.frames import DATA, EOF, FROM_GUEST, REPLY, encode
 from hawse.link.streams import STREAMS
@@ -74,14 +74,14 @@ async def replies(machine: FakeMachine) -> None:
 async def kills_for_memory(machine: FakeMachine) -> None:
     for first in range(1, 5000, 100):
         await machine.flood(
-            b"".join(control.encode_event("oom", {"container": "c1", "kills": first + n}) for n in range(100))
+            b"".join(messages.encode_event("oom", {"container": "c1", "kills": first + n}) for n in range(100))
         )
 
 
 async def queries(machine: FakeMachine) -> None:
     """For names, more than an agent announces."""
     query = {"server": SERVER, "transport": "tcp", "connection": 1}
-    piece = control.encode_event("query", query) * 10
+    piece = messages.encode_event("query", query) * 10
     for _ in range(100):
         await machine.flood(piece)
 
@@ -92,7 +92,7 @@ async def ends(machine: FakeMachine) -> None:
 
 
 async def greetings(machine: FakeMachine) -> None:
-    await machine.flood(control.encode_event("hello", {"protocol": PROTOCOL, "more": "x" * 10_000}) * 1000)
+    await machine.flood(messages.encode_event("hello", {"protocol": PROTOCOL, "more": "x" * 10_000}) * 1000)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from hawse.commands.client import MonitorGoneError
 from hawse.errors import HawseError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.frames import DATA, EOF, HEADER, encode
 from hawse.link.streams import STREAMS
 from tests.support.fake_machine import FakeHost
@@ -44,12 +44,12 @@ def network() -> Iterator[str]:
 
 
 def hello(**params: Any) -> bytes:
-    return control.encode_event("hello", params)
+    return messages.encode_event("hello", params)
 
 
 REPORTS = {
     "data": (encode(STDOUT, DATA, b"x"), NONSENSE + "frame for the unknown stream 65"),
-    "exit": (control.encode_event("exit", {"process": INIT, "code": 0}), NONSENSE + "exit of an unknown process"),
+    "exit": (messages.encode_event("exit", {"process": INIT, "code": 0}), NONSENSE + "exit of an unknown process"),
     "other protocol": (hello(protocol=1), NONSENSE + "the agent speaks protocol 1, not 2"),
     "protocol that is true": (hello(protocol=True), HELLO + "protocol: Expected `int`, got `bool`"),
     "protocol that is a fraction": (hello(protocol=2.0), HELLO + "protocol: Expected `int`, got `float`"),
@@ -145,8 +145,8 @@ def test_exit_before_the_creation_is_answered(tmp_path: Path, network: str, answ
     """The container has ended. A later answer of the agent does not change that."""
 
     def answer(number: int) -> bytes:
-        exit = control.encode_event("exit", {"process": INIT, "code": 3})
-        return exit + (control.encode_result(number, None) if answered else b"")
+        exit = messages.encode_event("exit", {"process": INIT, "code": 3})
+        return exit + (messages.encode_result(number, None) if answered else b"")
 
     def prepare(host: FakeHost) -> None:
         host.raw["create"] = answer
@@ -162,7 +162,7 @@ def test_exit_before_the_creation_is_answered(tmp_path: Path, network: str, answ
 def test_exit_twice_counts_once(tmp_path: Path, network: str) -> None:
     async def story(scene: Scene) -> None:
         machine = await scene.start()
-        machine.write(b"".join(control.encode_event("exit", {"process": INIT, "code": code}) for code in (3, 4)))
+        machine.write(b"".join(messages.encode_event("exit", {"process": INIT, "code": code}) for code in (3, 4)))
         assert await scene.hearing == [("exit", {"code": 3})]
         assert await scene.monitor.ended() == 0
         assert "failure" not in scene.monitor.store.read()
@@ -179,7 +179,7 @@ def test_data_before_the_start_and_after_the_exit(tmp_path: Path, network: str) 
         machine.write(encode(STDOUT, DATA, b"early") + encode(STDOUT, EOF))
         await scene.monitor.ask("start")
         await scene.prove_running()
-        exit = control.encode_event("exit", {"process": INIT, "code": 0})
+        exit = messages.encode_event("exit", {"process": INIT, "code": 0})
         machine.write(exit + encode(STDOUT, DATA, b"late") + encode(STDOUT, EOF))
         assert await scene.hearing == [("exit", {"code": 0})]
         assert await scene.monitor.ended() == 0

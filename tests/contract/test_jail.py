@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from hawse.errors import DeviceError, HostError
-from hawse.jail import process
-from hawse.jail.root import Root
+from hawse.jail import before_exec
+from hawse.jail.root_directory import Root
 from hawse.linux import libc, mounts, processes
-from hawse.linux.capabilities import keep_only
+from hawse.linux.process_capabilities import keep_only
 from hawse.linux.processes import ChildrenApart
 from hawse.monitor.privileges import KEPT
 from tests.support.forked import in_child, outcome
@@ -68,7 +68,9 @@ def confined(
         parent = os.pidfd_open(os.getpid())
 
         def qemu() -> Any:
-            process.enter(root.directory, user=USER, limits=process.Limits(file_bytes=file_bytes), parent=parent)
+            before_exec.enter(
+                root.directory, user=USER, limits=before_exec.Limits(file_bytes=file_bytes), parent=parent
+            )
             return act()
 
         with ChildrenApart():
@@ -157,7 +159,7 @@ def test_confined_process_dies_with_its_parent(jail: Path) -> None:
             parent = os.pidfd_open(os.getpid())
             with ChildrenApart():
                 if os.fork() == 0:
-                    process.enter(root.directory, user=USER, limits=process.Limits(), parent=parent)
+                    before_exec.enter(root.directory, user=USER, limits=before_exec.Limits(), parent=parent)
                     os.write(writing, b"confined")
                     while True:
                         signal.sigwait({signal.SIGUSR1})
@@ -185,8 +187,8 @@ def test_confined_process_dies_with_its_parent(jail: Path) -> None:
 
 def test_failed_step_is_named_in_the_error(tmp_path: Path) -> None:
     def attempt() -> str:
-        with pytest.raises(process.Failure) as caught:
-            process.enter(f"{tmp_path}/none", user=USER, limits=process.Limits(), parent=0)
+        with pytest.raises(before_exec.Failure) as caught:
+            before_exec.enter(f"{tmp_path}/none", user=USER, limits=before_exec.Limits(), parent=0)
         return str(caught.value.strerror)
 
     assert in_child(attempt) == "cannot change the root directory: No such file or directory"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError, VmError
-from hawse.monitor.machine.start import Copy, Saved, begin, launch
+from hawse.monitor.machine.start_programs import Copy, Saved, begin, launch
 from hawse.notes import Notes
 from hawse.plan.model import Template
 from hawse.state.steps import Steps

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import StateError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, MAX_DATA, Decoder, encode
 from hawse.link.streams import STREAMS
@@ -90,7 +90,7 @@ def test_last_output_is_forwarded_to_a_slow_proxy(tmp_path: Path, network: str) 
             for _, kind, payload in decoder.feed(piece):
                 data += len(payload) if kind == DATA else 0
                 last = payload
-        assert (data, control.decode_event(last)) == (2 * WINDOW, ("exit", {"code": 5}))
+        assert (data, messages.decode_event(last)) == (2 * WINDOW, ("exit", {"code": 5}))
         assert await monitor.ended() == 0
 
     tell(tmp_path, story)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.host.mounts import bind_sources
+from hawse.host.mounts import open_sources
 from hawse.linux import mountinfo
 from hawse.linux import mounts as linux
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.share.share_root import ShareRoot
 from tests.support.shares import bind, common, in_namespace, mount_shares, mounts_below, places_of
 
 
@@ -56,7 +56,7 @@ def test_replaced_directory_has_a_new_place(tmp_path: Path, tree: Path) -> None:
         root = ShareRoot(f"{tmp_path}/share")
         mount_shares(root, "c1", [common("mount1", tree)])
         requests = [common("mount1", tree / "below"), common("mount2", tree / "link")]
-        sources = bind_sources.open_sources(requests)
+        sources = open_sources.open_sources(requests)
         (tree / "below").rename(tree / "gone")
         (tree / "below").mkdir()
         root.place("c2", requests, sources)
@@ -118,9 +118,9 @@ def test_mount_that_the_host_makes_or_ends_between_two_containers(
 
         def place(name: str) -> Any:
             shares = [common("m", tree, private=private, readonly=readonly)]
-            sources = bind_sources.open_sources(shares)
+            sources = open_sources.open_sources(shares)
             warnings = root.place(name, shares, sources)
-            bind_sources.close(sources)
+            open_sources.close(sources)
             [(path, _)] = places_of(root, name).values()
             return path, [text.partition(", ")[2].partition(":")[0] for text in warnings]
 
@@ -169,11 +169,11 @@ def test_failed_mount_leaves_no_mount(tmp_path: Path, tree: Path) -> None:
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         shares = [common("m", tree)]
-        sources = bind_sources.open_sources(shares)
+        sources = open_sources.open_sources(shares)
         root._exported = os.open("/dev/null", os.O_PATH)
         with pytest.raises(ConfigError, match="cannot share"):
             root.place("c1", shares, sources)
-        bind_sources.close(sources)
+        open_sources.close(sources)
         return [mount.point for mount in mountinfo.read() if "hidden" in mount.point]
 
     assert in_namespace(act) == []
@@ -186,7 +186,7 @@ def test_warning_names_a_directory_that_is_shared_in_two_ways(tmp_path: Path, tr
         warnings = []
         for name, source in (("c2", tree / "below"), ("c3", tree)):
             requests = [common("mount1", source)]
-            warnings += root.place(name, requests, bind_sources.open_sources(requests))
+            warnings += root.place(name, requests, open_sources.open_sources(requests))
         return warnings
 
     first, second = in_namespace(act)

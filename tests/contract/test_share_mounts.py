@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HostError
-from hawse.host.cgroup.control import ControlCgroup
-from hawse.host.mounts import bind_sources
+from hawse.host.cgroup.control_cgroup import ControlCgroup
+from hawse.host.mounts import open_sources
 from hawse.linux import mountinfo
 from hawse.linux import mounts as linux
-from hawse.monitor.share import root as share
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.share import share_root as share
+from hawse.monitor.share.share_root import ShareRoot
 from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.share import Share
 from tests.support.shares import bind, common, in_namespace, mount_below, mount_shares, mounts_below
@@ -60,7 +60,7 @@ def test_error_names_a_source_that_cannot_be_shared(tree: Path) -> None:
     gone = Share(name="gone", source="/no/such", is_dir=True, readonly=False)
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError) as caught:
-        bind_sources.open_sources([bind("rw", tree), gone])
+        open_sources.open_sources([bind("rw", tree), gone])
     assert caught.value.message == "cannot share /no/such with the guest: No such file or directory"
     assert len(os.listdir("/proc/self/fd")) == before, "a descriptor stays open"
 
@@ -103,7 +103,7 @@ def test_shares_of_a_container_are_mounted_and_removed(tmp_path: Path, tree: Pat
     def act() -> Any:
         root = ShareRoot(f"{tmp_path}/share")
         mount_below(tree)
-        sources = bind_sources.open_sources(requests)
+        sources = open_sources.open_sources(requests)
         inherited = [os.get_inheritable(source.tree) for source in sources]
         before = os.listdir("/proc/self/fd")
         root.place("c2", requests, sources)
@@ -274,7 +274,7 @@ def test_error_names_a_share_whose_owners_cannot_be_mapped(tree: Path, uids: Any
         linux.mount("none", f"{tree}/below", "ramfs", 0)
         owners = IdMap(uids=uids, gids=((0, 100000, 1),))
         with pytest.raises(ConfigError) as caught:
-            bind_sources.open_sources([bind("x", tree / "below", owners=owners)])
+            open_sources.open_sources([bind("x", tree / "below", owners=owners)])
         return caught.value.sentence()
 
     sentence = in_namespace(act)

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.host.mounts import bind_sources
+from hawse.host.mounts import open_sources
 from hawse.linux import mounts as linux
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.share.share_root import ShareRoot
 from hawse.oci.guest.overlay import Overlay
 from hawse.oci.guest.share import Share
 from tests.support.shares import in_namespace, mount_shares, mounts_below, places_of
@@ -56,9 +56,9 @@ def test_overlay_is_mounted_once_and_unmounted_with_its_last_container() -> None
         overlay = layers(Path(directory))
         root = ShareRoot(f"{directory}/share")
         mount_shares(root, "c1", [over("mount1", overlay), over("mount2", overlay)])
-        sources = bind_sources.open_sources([over("mount5", overlay)], root.overlays)
+        sources = open_sources.open_sources([over("mount5", overlay)], root.overlays)
         root.place("c2", [over("mount5", overlay)], sources)
-        bind_sources.close(sources)
+        open_sources.close(sources)
         places = [places_of(root, name) for name in ("c1", "c2")]
         place = f"{root.directory}/@/1"
         Path(place, "file").write_text("above")
@@ -71,7 +71,7 @@ def test_overlay_is_mounted_once_and_unmounted_with_its_last_container() -> None
         upper = Path(overlay.upper)
         removed = stat.S_ISCHR((upper / "removed").lstat().st_mode)
         # The layers are no longer in use.
-        os.close(bind_sources.open_sources([over("mount1", overlay)])[0].tree)
+        os.close(open_sources.open_sources([over("mount1", overlay)])[0].tree)
         lower = Path(overlay.lowers[0], "file").read_text()
         return places, seen, kept, root.overlays, sorted(os.listdir(upper)), removed, lower
 
@@ -87,7 +87,7 @@ def test_overlay_whose_last_container_was_deleted_meanwhile_is_refused() -> None
         root = ShareRoot(f"{directory}/share")
         with pytest.raises(ConfigError, match="the container with this overlay was deleted"):
             root.place(
-                "c2", [over("mount5", overlay)], bind_sources.open_sources([over("mount5", overlay)], [overlay.key])
+                "c2", [over("mount5", overlay)], open_sources.open_sources([over("mount5", overlay)], [overlay.key])
             )
         return True
 
@@ -128,7 +128,7 @@ def test_error_names_the_invalid_layer_of_an_overlay() -> None:
         for changes, words in cases:
             overlay = Overlay(**{"lowers": good.lowers, "upper": good.upper, "work": good.work, **changes})
             with pytest.raises(ConfigError) as caught:
-                bind_sources.open_sources([over("mount1", overlay)])
+                open_sources.open_sources([over("mount1", overlay)])
             assert words in caught.value.message, (changes, caught.value.message)
         return len(os.listdir("/proc/self/fd")) - before, os.getcwd() != "/proc/self/fd"
 

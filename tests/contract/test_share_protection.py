@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError
-from hawse.host.mounts import bind_sources
+from hawse.host.mounts import open_sources
 from hawse.linux import mounts as linux
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.share.share_root import ShareRoot
 from tests.support.shares import bind, in_namespace, mount_shares, mounts_below
 
 
@@ -24,7 +24,7 @@ def test_file_system_of_the_hosts_kernel_is_refused_at_any_path(tree: Path, kind
         linux.mount("none", f"{tree}/below", kind, 0)
         before = os.listdir("/proc/self/fd")
         try:
-            bind_sources.open_sources([bind("tree", tree), bind("view", tree / "below")])
+            open_sources.open_sources([bind("tree", tree), bind("view", tree / "below")])
         except ConfigError as error:
             assert os.listdir("/proc/self/fd") == before, "a descriptor stays open"
             return error.message
@@ -41,7 +41,7 @@ def test_devtmpfs_is_refused_at_any_path(tree: Path) -> None:
         linux.mount("none", "/dev", "tmpfs", 0, "size=64k")
         linux.mount("/dev", f"{tree}/below", "", linux.BIND)
         try:
-            bind_sources.open_sources([bind("tree", tree), bind("view", tree / "below")])
+            open_sources.open_sources([bind("tree", tree), bind("view", tree / "below")])
         except ConfigError as error:
             return error.message.rpartition(", ")[2]
         return "shared"

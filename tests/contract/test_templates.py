@@ -22,7 +22,7 @@ from hawse.commands.build_template import build
 from hawse.errors import ConfigError, HostError, VmError
 from hawse.monitor.machine.machine import Machine
 from hawse.monitor.machine.restore import obtain
-from hawse.monitor.machine.start import begin
+from hawse.monitor.machine.start_programs import begin
 from hawse.notes import Notes
 from hawse.plan import model as plan
 from hawse.state.steps import Steps

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from hawse.host.programs import PACKAGES
+from hawse.host.own_programs import PACKAGES
 from hawse.monitor.lifecycle import LOADED_LATE
 from hawse.vm.image import store
 from tests.support.command import Done

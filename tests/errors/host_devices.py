@@ -13,10 +13,10 @@ from hawse.errors import VmError
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.machine.qemu_warnings import QemuWarnings
 from hawse.oci.types import Device
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.planner.devices.group_checks import check_tokens, unused_token
 from hawse.planner.devices.iommu_backend import by_file
-from hawse.planner.devices.options import DeviceOptions
-from hawse.planner.devices.targets import find_groups
+from hawse.planner.devices.named_groups import find_groups
 from hawse.vfio import obstacles, resets
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable, read_group
@@ -24,7 +24,7 @@ from hawse.vfio.host import dma_mappings, dma_width, locked_memory
 from hawse.vfio.node import file_node
 from hawse.vfio.obstacles import Accepted, check_token
 from hawse.vfio.requests import find_request
-from hawse.vm.capabilities import Capabilities
+from hawse.vm.qemu_features import Capabilities
 from tests.errors.situation import Act
 from tests.support.sysfs import FakeSysfs
 from tests.support.vfio_host import C, Host

@@ -13,7 +13,7 @@ from hawse.config import ANNOTATIONS, Config, Devices
 from hawse.host.notify import problem, report_ready
 from hawse.install import edits
 from hawse.oci.process.notify_socket import Notify
-from hawse.planner.devices.options import device_options
+from hawse.planner.devices.device_options import device_options
 from hawse.planner.kernel_modules import check_loaded
 from hawse.planner.notify_target import unheard
 from hawse.state.store import Store

@@ -14,7 +14,7 @@ from hawse.agent.devices.hardware import bind_vfio
 from hawse.agent.system.uevents import Uevents
 from hawse.config import Config, Vm
 from hawse.errors import HawseError, RefusedError, VmError, from_wire
-from hawse.host.cgroup.control import ControlCgroup
+from hawse.host.cgroup.control_cgroup import ControlCgroup
 from hawse.jail import users
 from hawse.linux import oom_score
 from hawse.linux.processes import open_process
@@ -27,8 +27,8 @@ from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vm import virtiofsd
 from hawse.vm.acceleration import choose
-from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import MIB, FunctionShape, GroupShape, Port, place, plan_ports
+from hawse.vm.qemu_features import Capabilities
 from hawse.vm.qmp import MOST_EVENTS, Qmp
 from tests.errors.situation import Act
 from tests.support.fake_qmp import FakeLink, FakeQmp

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from hawse.agent.container.mount_errors import HINT, unknown_type
 from hawse.errors import HawseError, VmError, from_wire
-from hawse.host.mounts.bind_sources import Source, open_sources
+from hawse.host.mounts.open_sources import Source, open_sources
 from hawse.host.mounts.origins import Origin
 from hawse.linux import mounts
-from hawse.monitor.share.root import ShareRoot, enter_private_namespace
+from hawse.monitor.share.share_root import ShareRoot, enter_private_namespace
 from hawse.oci.guest.host_sockets import find_special, obstacle, patterns_of
 from hawse.oci.guest.idmap import IdMap
 from hawse.oci.guest.overlay import Overlay

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from hawse.errors import HawseError, StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.flow import WINDOW
 from hawse.link.frames import DATA, EOF, EVENT, HEADER, Decoder, encode
 from hawse.link.streams import STREAMS
@@ -27,7 +27,7 @@ from hawse.monitor.devices.claims import Claims
 from hawse.monitor.network.announced import Announced
 from hawse.monitor.network.host_sockets import HostSockets
 from hawse.monitor.processes.connection import Connection
-from hawse.monitor.processes.processes import LOST, Processes
+from hawse.monitor.processes.process_table import LOST, Processes
 from hawse.monitor.processes.proxy_connections import Proxy
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.process.inherited import Inherited
@@ -76,7 +76,7 @@ class _Events(Writer):
         super().write(data)
         for _, kind, payload in self._decoder.feed(data):
             if kind == EVENT:
-                name, params = control.decode_event(payload)
+                name, params = messages.decode_event(payload)
                 if name == "notify":
                     check_plain(params["notice"], most=6 * MAX_TEXT)
                 else:
@@ -183,16 +183,16 @@ def _sandbox() -> Iterator[Run]:
 _CALLS = range(1, 9)  # create, start, then in any order: connect, listing, freeze, ...
 _PROCESSES = ((1, 1), (2, 3), (3, 1))  # the first, the connection's stream, the exec
 SEEDS = [
-    HELLO + b"".join(control.encode_result(number, None) for number in _CALLS) + event("exit", process=1, code=3),
+    HELLO + b"".join(messages.encode_result(number, None) for number in _CALLS) + event("exit", process=1, code=3),
     HELLO
-    + b"".join(control.encode_result(number, None if number < 3 else []) for number in _CALLS)
+    + b"".join(messages.encode_result(number, None if number < 3 else []) for number in _CALLS)
     + b"".join(
         encode(process * STREAMS + number, DATA, b"x" * 50) + encode(process * STREAMS + number, EOF)
         + event("exit", process=process, code=process) for process, number in reversed(_PROCESSES)
     ),
-    control.encode_result(1, None) + control.encode_error(2, StateError("no"))
+    messages.encode_result(1, None) + messages.encode_error(2, StateError("no"))
     + event("oom", container="c1", kills=1) + event("oom", container="c1", kills=9),
-    control.encode_error(1, VmError("no")) + event("exit", process=1, code=0),
+    messages.encode_error(1, VmError("no")) + event("exit", process=1, code=0),
     *LINK_SEEDS,
 ]  # fmt: skip
 TARGETS = [Target("sandbox", FRAMES, SEEDS, _sandbox)]

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 from hawse.errors import HawseError, LinkError, VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.agreed import PROTOCOL
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, FROM_GUEST, HEADER, Decoder, encode
@@ -229,12 +229,12 @@ def _qmp() -> Iterator[Run]:
 
 def event(name: str, **params: Any) -> bytes:
     """The frame of an event, as the agent sends it."""
-    return control.encode_event(name, params)
+    return messages.encode_event(name, params)
 
 
 HELLO = event("hello", protocol=PROTOCOL)
 LINK_SEEDS = [
-    HELLO + control.encode_result(1, {"pids.current": "1"}) + control.encode_error(2, VmError("no", hint="do")),
+    HELLO + messages.encode_result(1, {"pids.current": "1"}) + messages.encode_error(2, VmError("no", hint="do")),
     HELLO + encode(STREAMS + 1, DATA, b"out") + encode(STREAMS + 2, DATA, b"err") + encode(STREAMS + 1, EOF)
     + encode(STREAMS + 2, EOF) + event("exit", process=1, code=0),
     HELLO + encode(4 * STREAMS + 3, DATA, b"answer") + encode(4 * STREAMS + 3, EOF) + event("exit", process=4, code=0),

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from hawse.errors import MAX_TEXT, DeviceError, HawseError, LinkError, VmError, from_wire
-from hawse.link import control
+from hawse.link import messages
 from hawse.monitor.agent import identity, notifications
 from hawse.monitor.agent.calls import Answer, BindNative, Call, Listing, Statistics, Trace, read_answer
 from hawse.monitor.agent.events import Query, read_event
@@ -64,7 +64,7 @@ class _Link:
 
 def _reply(payload: bytes) -> None:
     try:
-        number, _, error = control.decode_reply(payload)
+        number, _, error = messages.decode_reply(payload)
     except LinkError:
         return
     assert 0 <= number < 2**53
@@ -73,10 +73,10 @@ def _reply(payload: bytes) -> None:
 
 def _event(payload: bytes) -> None:
     try:
-        name, params = control.decode_event(payload)
+        name, params = messages.decode_event(payload)
     except LinkError:
         return
-    assert 0 < len(name) <= control.MAX_NAME
+    assert 0 < len(name) <= messages.MAX_NAME
     assert isinstance(params, dict)
     try:
         event = read_event(name, params)

@@ -9,8 +9,8 @@ import tomllib
 
 from hawse.vm.image import packages, store
 from hawse.vm.image.cpio import write_archive
+from hawse.vm.image.file_tree import add_programs
 from hawse.vm.image.modules import add_kernel_modules
-from hawse.vm.image.tree import add_programs
 from hawse.vm.image.vmlinux import bootable
 from tests.support import device_kernel as kernel
 

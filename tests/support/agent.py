@@ -18,7 +18,7 @@ import msgspec
 
 import hawse
 from hawse.errors import HawseError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.blocking import Port
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, REPLY, Frame, encode
 from hawse.link.streams import STREAMS
@@ -97,13 +97,13 @@ class Agent:
 
     def _send(self, method: str, params: dict[str, Any]) -> None:
         self._number += 1
-        self.port.send(control.encode_call(self._number, method, params))
+        self.port.send(messages.encode_call(self._number, method, params))
 
     def answer(self) -> tuple[int, object, HawseError | None]:
         """Wait for the next answer: the number of its call, and the result or the error."""
         for frame in self.frames:
             if frame[1] == REPLY:
-                return control.decode_reply(frame[2])
+                return messages.decode_reply(frame[2])
             self.seen.append(frame)
         raise HawseError("the agent ended")
 
@@ -111,7 +111,7 @@ class Agent:
         """Wait for the next event of that name; returns its parameters."""
         for frame in self.everything():
             if frame[1] == EVENT:
-                found, params = control.decode_event(frame[2])
+                found, params = messages.decode_event(frame[2])
                 if found == name:
                     return params
         raise HawseError("the agent ended")
@@ -139,7 +139,7 @@ class Agent:
                 if credit:
                     self.port.send(encode(stream, CREDIT, len(payload).to_bytes(4, "big")))
             elif kind == EVENT:
-                name, params = control.decode_event(payload)
+                name, params = messages.decode_event(payload)
                 if name == "exit" and params["process"] == process:
                     return output, params["code"]
         raise HawseError("the agent ended")

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from hawse.monitor.agent.guest_link import GuestLink
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from tests.support.agent import Agent
 from tests.support.patience import patience
 from tests.support.processes import is_asleep

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from hawse.errors import HawseError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.agreed import PROTOCOL
 from hawse.link.frames import CALL, Decoder, Frame
 from hawse.state import sockets
@@ -169,7 +169,7 @@ class FakeMachine:
 
     def tell(self, event: str, **params: Any) -> None:
         """Send an event of the guest."""
-        self.write(control.encode_event(event, params))
+        self.write(messages.encode_event(event, params))
 
     def write(self, data: bytes) -> None:
         """Send bytes of the guest on the link."""
@@ -251,7 +251,7 @@ class FakeMachine:
         while data := await loop.sock_recv(self._link, 65536):
             for frame in decoder.feed(data):
                 if frame[1] == CALL:
-                    self._begin(self._answer(*control.decode_call(frame[2])))
+                    self._begin(self._answer(*messages.decode_call(frame[2])))
                 else:
                     self.frames.append(frame)
 
@@ -273,9 +273,9 @@ class FakeMachine:
         if method in self._host.raw:
             self.write(self._host.raw[method](number))
         elif method in self._host.errors:
-            self.write(control.encode_error(number, self._host.errors[method]))
+            self.write(messages.encode_error(number, self._host.errors[method]))
         else:
-            self.write(control.encode_result(number, self._host.answers.get(method)))
+            self.write(messages.encode_result(number, self._host.answers.get(method)))
 
     async def _command(self, request: dict[str, Any]) -> None:
         name, arguments = str(request["execute"]), request.get("arguments", {})

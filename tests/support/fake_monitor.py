@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from hawse.errors import HawseError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.blocking import Port
 from hawse.link.frames import HEADER
 from hawse.state import sockets
@@ -120,7 +120,7 @@ class FakeMonitor:
         port = Port(connection.fileno())
         with suppress(HawseError, OSError):
             for payload in _payloads(connection):
-                number, method, params = control.decode_call(payload)
+                number, method, params = messages.decode_call(payload)
                 if method == "proxy":
                     self._open.discard(connection)
                     self.proxies.put((connection, params))
@@ -132,9 +132,9 @@ class FakeMonitor:
                 if answer is HANG_UP:
                     break
                 if isinstance(answer, HawseError):
-                    port.send(control.encode_error(number, answer))
+                    port.send(messages.encode_error(number, answer))
                 else:
-                    port.send(control.encode_result(number, answer))
+                    port.send(messages.encode_result(number, answer))
                 self._answered += 1
                 if not (method == "start" and params.get("notify")):  # which waits for the event "ready"
                     break

@@ -19,7 +19,7 @@ from typing import Any
 from hawse.commands import client
 from hawse.errors import from_wire
 from hawse.host import network_namespace
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.frames import EVENT, Decoder
 from hawse.monitor import main as monitor
 from hawse.monitor.sandbox import INIT_KEY
@@ -78,7 +78,7 @@ class Monitor:
         """Announce a proxy, by default that of the first process; returns its connection."""
         proxy = sockets.connect(self.store.path, "monitor.sock")
         self._open.append(proxy)
-        proxy.sendall(control.encode_call(1, "proxy", {"key": key, "descriptors": []}))
+        proxy.sendall(messages.encode_call(1, "proxy", {"key": key, "descriptors": []}))
         proxy.setblocking(False)
         return proxy
 
@@ -168,5 +168,5 @@ async def heard(proxy: socket.socket) -> list[tuple[str, dict[str, Any]]]:
     decoder, events = Decoder(), []
     async with asyncio.timeout(patience(7)):
         while data := await asyncio.get_running_loop().sock_recv(proxy, 65536):
-            events += [control.decode_event(payload) for _, kind, payload in decoder.feed(data) if kind == EVENT]
+            events += [messages.decode_event(payload) for _, kind, payload in decoder.feed(data) if kind == EVENT]
     return events

@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from hawse.errors import ConfigError, HawseError, NotFoundError, VmError
-from hawse.host.mounts.bind_sources import Source
-from hawse.link import control
+from hawse.host.mounts.open_sources import Source
+from hawse.link import messages
 from hawse.link.frames import CALL, EVENT, Decoder, Frame
 from hawse.linux.processes import Process
 from hawse.monitor.agent.guest_link import GuestLink
@@ -25,7 +25,7 @@ from hawse.monitor.network.host_network import Network
 from hawse.monitor.sandbox import INIT_KEY, Sandbox
 from hawse.monitor.service import Service
 from hawse.monitor.share.exports import Place
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.share.share_root import ShareRoot
 from hawse.notes import Notes
 from hawse.oci.guest.share import Share
 from hawse.plan.model import ContainerPlan
@@ -66,7 +66,7 @@ class FakeGuest:
         while piece := await self._reader.read(65536):
             for frame in decoder.feed(piece):
                 if frame[1] == CALL:
-                    self._answers.add(asyncio.create_task(self._answer(*control.decode_call(frame[2]))))
+                    self._answers.add(asyncio.create_task(self._answer(*messages.decode_call(frame[2]))))
                 else:
                     self.frames.append(frame)
 
@@ -76,7 +76,7 @@ class FakeGuest:
 
     def tell(self, event: str, **params: Any) -> None:
         """Send an event."""
-        self.send(control.encode_event(event, params))
+        self.send(messages.encode_event(event, params))
 
     def send(self, frame: bytes) -> None:
         """Send any frame."""
@@ -91,13 +91,13 @@ class FakeGuest:
         if (method == "create") == (name in self.containers) and method in ("create", "delete"):
             answer = VmError(f"agent: {method}: {name} is there, or is not")
         if isinstance(answer, HawseError):
-            self.send(control.encode_error(number, answer))
+            self.send(messages.encode_error(number, answer))
             return
         if method == "create":
             self.containers.add(name)
         elif method == "delete":
             self.containers.discard(name)
-        self.send(control.encode_result(number, answer))
+        self.send(messages.encode_result(number, answer))
 
 
 class Apart(Network):
@@ -192,9 +192,9 @@ class Pod:
     async def call(self, name: str, method: str, **params: Any) -> object:
         """The monitor's answer to a call of the command line."""
         reader, writer = await self.connect()
-        writer.write(control.encode_call(1, method, params | {"container": name}))
+        writer.write(messages.encode_call(1, method, params | {"container": name}))
         [(_, _, payload)] = Decoder().feed(await reader.read())
-        _, answer, error = control.decode_reply(payload)
+        _, answer, error = messages.decode_reply(payload)
         if error is not None:
             raise error
         return answer
@@ -213,7 +213,7 @@ class Pod:
     async def start_proxy(self, key: str, **params: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Announce a proxy; returns both directions of its connection."""
         reader, writer = await self.connect()
-        writer.write(control.encode_call(1, "proxy", {"key": key, "descriptors": []} | params))
+        writer.write(messages.encode_call(1, "proxy", {"key": key, "descriptors": []} | params))
         return reader, writer
 
     def joining(self, name: str = "c2", **changes: Any) -> ContainerPlan:
@@ -316,7 +316,7 @@ async def settle() -> None:
 async def events(proxy: asyncio.StreamReader) -> list[tuple[str, dict[str, Any]]]:
     """All events that a proxy received until its connection ended."""
     frames = Decoder().feed(await proxy.read())
-    return [control.decode_event(payload) for _, kind, payload in frames if kind == EVENT]
+    return [messages.decode_event(payload) for _, kind, payload in frames if kind == EVENT]
 
 
 async def heard(proxy: asyncio.StreamReader) -> tuple[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from hawse.commands.spawn import ProxyProcess
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.blocking import Port
 from hawse.link.frames import DATA, EOF, EVENT, Frame, encode
 from hawse.link.streams import STREAMS
@@ -47,7 +47,7 @@ class Attached:
 
     def event(self, name: str, **params: Any) -> None:
         """Send an event of the process."""
-        self.port.send(control.encode_event(name, params))
+        self.port.send(messages.encode_event(name, params))
 
     def exit(self, code: int) -> None:
         """Simulate the exit of the process."""
@@ -55,7 +55,7 @@ class Attached:
 
     def next_event(self) -> tuple[str, dict[str, Any]]:
         """Wait for the next event of the proxy."""
-        return control.decode_event(next(frame for frame in self.frames if frame[1] == EVENT)[2])
+        return messages.decode_event(next(frame for frame in self.frames if frame[1] == EVENT)[2])
 
     def next_data(self) -> tuple[int, bytes | None]:
         """Wait for the next input of the process: the descriptor and the bytes, None at the end."""

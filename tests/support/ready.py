@@ -81,7 +81,7 @@ def make_program(path: str, script: str) -> str:
 
 
 def make_qemu(path: str, *, version: str = "9.2.1", devices: Sequence[str] = DEVICES) -> str:
-    """Write a QEMU that answers the queries of :mod:`hawse.vm.capabilities` and cannot run guests; returns its path."""
+    """Write a QEMU that answers queries (:mod:`hawse.vm.qemu_features`) and runs no guest. Returns its path."""
     numbers = dict(zip(("major", "minor", "micro"), map(int, version.split(".")), strict=True))
     names = [[{"name": name} for name in group] for group in (devices, ["hpet", "usb"], ["iommufd"], ["vf-token"])]
     options = [{"option": "sandbox", "parameters": []}]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hawse.host.mounts import bind_sources
+from hawse.host.mounts import open_sources
 from hawse.linux import mounts as linux
-from hawse.monitor.share import root as share
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.share import share_root as share
+from hawse.monitor.share.share_root import ShareRoot
 from hawse.oci.guest.share import Share
 from tests.support.forked import in_child
 from tests.support.mount_table import mounts_of
@@ -46,11 +46,11 @@ def mount_below(tree: Path) -> None:
 
 def mount_shares(root: ShareRoot, container: str, shares: list[Share]) -> None:
     """Open the sources in this mount namespace and mount them in the share, without a warning."""
-    sources = bind_sources.open_sources(shares)
+    sources = open_sources.open_sources(shares)
     try:
         assert root.place(container, shares, sources) == []
     finally:
-        bind_sources.close(sources)
+        open_sources.close(sources)
 
 
 def common(name: str, source: Path, **changes: bool) -> Share:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.agent.mounts.options import OPTIONS, adapted, without_overridden, without_recursive
+from hawse.agent.mounts.crun_options import OPTIONS, adapted, without_overridden, without_recursive
 
 
 @pytest.mark.parametrize("option", sorted(OPTIONS))

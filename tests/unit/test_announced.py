@@ -13,7 +13,7 @@ from hawse.monitor.agent.calls import Refuse
 from hawse.monitor.agent.events import Dial
 from hawse.monitor.network.announced import Announced
 from hawse.monitor.processes.connection import Connection
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from tests.support import virtual_time
 from tests.support.pods import settle
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.planner.devices.iommu_backend import by_file
-from hawse.planner.devices.options import DeviceOptions
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup, check_free, read_group
 from hawse.vfio.host import iommufd
 from hawse.vfio.node import file_node
 from hawse.vfio.requests import device_files, find_request
-from hawse.vm.capabilities import Capabilities
+from hawse.vm.qemu_features import Capabilities
 from tests.support.oci import device
 from tests.support.sysfs import FakeSysfs
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from hawse.errors import HostError, VmError
-from hawse.vm import capabilities, virtiofsd
-from hawse.vm.capabilities import Capabilities, ask
+from hawse.vm import qemu_features as capabilities
+from hawse.vm import virtiofsd
+from hawse.vm.qemu_features import Capabilities, ask
 from tests.support.scripts import write_program
 
 VERSION = {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": "Debian"}

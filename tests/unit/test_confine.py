@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hawse.config import Config, ImageFiles, Vm
-from hawse.doctor import machine
+from hawse.doctor import requirements
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.errors import HostError
 from hawse.jail import tree
@@ -111,8 +111,8 @@ def test_privileges_of_the_own_process_are_checked() -> None:
 def test_doctor_says_whether_qemu_can_be_confined(
     monkeypatch: pytest.MonkeyPatch, vm: dict[str, str], verdict: str, words: str
 ) -> None:
-    monkeypatch.setattr(machine, "sharing", lambda _config: Finding("shared files", OK, "virtiofs"))
-    finding = machine.jail(config(**vm))
+    monkeypatch.setattr(requirements, "sharing", lambda _config: Finding("shared files", OK, "virtiofs"))
+    finding = requirements.jail(config(**vm))
     assert finding.verdict == verdict
     assert words in finding.found
     assert finding.remedy or verdict == OK

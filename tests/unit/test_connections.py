@@ -16,7 +16,7 @@ from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
 from hawse.link.streams import STREAMS
 from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.processes.connection import STREAM, Connection
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from tests.support import virtual_time
 from tests.support.async_wait import until
 from tests.support.fake_connection import FakeWriter, RoutedLink

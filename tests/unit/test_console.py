@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from hawse.commands.console import caller_terminal, raw_mode, send_master
-from hawse.commands.process import IoOptions, attend, check_console
+from hawse.commands.host_process import IoOptions, attend, check_console
 from hawse.commands.spawn import FORWARDED, ProxyProcess
 from hawse.errors import HostError, UsageError
 from tests.support.patience import patience

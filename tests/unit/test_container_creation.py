@@ -1,6 +1,6 @@
 """Calls to the guest when a container or an exec process is created, and the exit codes of their proxies.
 
-Of :mod:`hawse.monitor.container` and :mod:`hawse.monitor.processes.processes`, through the socket of the monitor.
+Of :mod:`hawse.monitor.container` and :mod:`hawse.monitor.processes.process_table`, through the socket of the monitor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hawse.link.frames import DATA, EOF, encode
 from hawse.link.streams import STREAMS
 from hawse.linux.processes import Process
 from hawse.monitor.container import Container
-from hawse.monitor.processes.processes import KILLED, LOST
+from hawse.monitor.processes.process_table import KILLED, LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.process.inherited import Inherited
 from hawse.plan.model import DiskPlan

@@ -14,11 +14,11 @@ from hawse.monitor.agent.answers import BoundFunction, DeviceFile, DeviceNumbers
 from hawse.monitor.devices.device_map import device_map
 from hawse.monitor.devices.guest_nodes import locate
 from hawse.plan.model import PlugStep, addresses
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.planner.devices.group_checks import check_host, to_bind
 from hawse.planner.devices.guest_drivers import take_out
-from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.named_groups import find_groups
 from hawse.planner.devices.plugs import mirrored_bus, plug_steps, shape
-from hawse.planner.devices.targets import find_groups
 from hawse.planner.devices.vfio_nodes import add_named, planned_nodes, with_groups
 from hawse.vfio import inventory
 from hawse.vfio.emulated import EmulatedGroup

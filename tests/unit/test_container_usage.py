@@ -14,7 +14,7 @@ import pytest
 from hawse.errors import ConfigError, HostError, StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.monitor.container_state import ContainerState
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from hawse.monitor.usage import Usage
 from hawse.oci.limits.cgroups import CgroupPlan, HostLimits
 from tests.support import virtual_time

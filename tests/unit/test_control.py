@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hawse.host.cgroup import control
-from hawse.host.cgroup.control import ControlCgroup, places
+from hawse.host.cgroup import control_cgroup as control
+from hawse.host.cgroup.control_cgroup import ControlCgroup, places
 from hawse.host.cgroup.sandbox_cgroup import Hierarchy, hierarchies
 from hawse.linux.processes import Process, open_process
 from hawse.monitor.cpu_boost import SECONDS, CpuBoost

@@ -13,7 +13,7 @@ import pytest
 
 from hawse.commands import spawn
 from hawse.commands.create import undo_creation
-from hawse.commands.process import write_pid_file
+from hawse.commands.host_process import write_pid_file
 from hawse.errors import HostError, VmError
 from hawse.log import Log
 from hawse.state.store import Store

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from hawse.config import ANNOTATIONS, Config, Devices
 from hawse.errors import ConfigError
-from hawse.planner.devices.options import DeviceOptions, device_options
+from hawse.planner.devices.device_options import DeviceOptions, device_options
 from hawse.vfio.obstacles import Accepted
 
 TOKEN = "2ab74924-c335-45f4-9b16-8569e5b08258"

@@ -17,7 +17,7 @@ from hawse.cli.own import doctor
 from hawse.cli.settings import Settings
 from hawse.config import Config, ImageFiles, Templates, Vm
 from hawse.doctor import host as checks
-from hawse.doctor import machine
+from hawse.doctor import requirements
 from hawse.doctor.check import (
     CONTAINERS_ONLY,
     MISSING,
@@ -224,28 +224,28 @@ def cold(directory: Path) -> Config:
 
 
 MACHINES: list[tuple[Callable[[Config], Finding], Callable[[Path], Config], str, str]] = [
-    (machine.qemu, absent, MISSING, "QEMU cannot be run: /none/qemu"),
-    (machine.qemu, qemu(), MISSING, "exits at startup"),
+    (requirements.qemu, absent, MISSING, "QEMU cannot be run: /none/qemu"),
+    (requirements.qemu, qemu(), MISSING, "exits at startup"),
     *[
-        (machine.qemu, qemu(*{*NEEDED, "vfio-pci"} - {name}), MISSING, f"/qemu 9.0.1 lacks {name}")
+        (requirements.qemu, qemu(*{*NEEDED, "vfio-pci"} - {name}), MISSING, f"/qemu 9.0.1 lacks {name}")
         for name in ("virtserialport", "pcie-pci-bridge")
     ],
-    (machine.qemu, qemu(*NEEDED), MISSING, "/qemu 9.0.1 has no vfio-pci"),
-    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "9.0.1; no iommufd: devices are passed by group nodes, not by"),
-    (machine.qemu, qemu(*NEEDED, "vfio-pci"), OK, "; no vhost-user-fs-pci: files are shared by 9p"),
+    (requirements.qemu, qemu(*NEEDED), MISSING, "/qemu 9.0.1 has no vfio-pci"),
+    (requirements.qemu, qemu(*NEEDED, "vfio-pci"), OK, "9.0.1; no iommufd: devices are passed by group nodes, not by"),
+    (requirements.qemu, qemu(*NEEDED, "vfio-pci"), OK, "; no vhost-user-fs-pci: files are shared by 9p"),
     (
-        machine.qemu, qemu(*NEEDED, "vfio-pci", "vhost-user-fs-pci", objects=["iommufd"]), OK,
+        requirements.qemu, qemu(*NEEDED, "vfio-pci", "vhost-user-fs-pci", objects=["iommufd"]), OK,
         "9.0.1; has iommufd; has vhost-user-fs-pci",
     ),
-    (machine.sharing, absent, MISSING, "/none/virtiofsd cannot be executed"),
-    (machine.sharing, qemu(*NEEDED), WARNING, "9p, which is slower: QEMU has no vhost-user-fs-pci"),
-    (machine.sharing, qemu(*NEEDED), WARNING, "; QEMU 9.0.1 makes no FIFOs and UNIX sockets in shared directories"),
-    (machine.sharing, qemu(*NEEDED, "vhost-user-fs-pci"), OK, "virtiofs, with"),
-    (machine.guest_image, absent, MISSING, "guest image"),
-    (machine.acceleration, absent, WARNING, "guest image"),
-    (machine.templates, cold, WARNING, "disabled"),
-    (machine.templates, others_templates, WARNING, "others may write"),
-    (machine.templates, absent, OK, "0; the first start"),
+    (requirements.sharing, absent, MISSING, "/none/virtiofsd cannot be executed"),
+    (requirements.sharing, qemu(*NEEDED), WARNING, "9p, which is slower: QEMU has no vhost-user-fs-pci"),
+    (requirements.sharing, qemu(*NEEDED), WARNING, "; QEMU 9.0.1 makes no FIFOs and UNIX sockets in shared direct"),
+    (requirements.sharing, qemu(*NEEDED, "vhost-user-fs-pci"), OK, "virtiofs, with"),
+    (requirements.guest_image, absent, MISSING, "guest image"),
+    (requirements.acceleration, absent, WARNING, "guest image"),
+    (requirements.templates, cold, WARNING, "disabled"),
+    (requirements.templates, others_templates, WARNING, "others may write"),
+    (requirements.templates, absent, OK, "0; the first start"),
 ]  # fmt: skip
 
 
@@ -258,7 +258,7 @@ def test_findings_about_the_installation(
 
 
 def test_qemu_without_vfio_is_enough_for_emulated_devices(tmp_path: Path) -> None:
-    finding = machine.qemu(qemu(*NEEDED)(tmp_path))
+    finding = requirements.qemu(qemu(*NEEDED)(tmp_path))
     assert readiness([finding], emulated=True).status == READY
     assert readiness([finding], emulated=False).status == CONTAINERS_ONLY
 
@@ -274,12 +274,12 @@ def test_every_problem_has_a_remedy(tmp_path: Path) -> None:
         directory.mkdir()
         findings.append(look(configure(directory)))
     (tmp_path / "file").write_text("")
-    findings.append(machine.state_directory(str(tmp_path / "file" / "state")))
+    findings.append(requirements.state_directory(str(tmp_path / "file" / "state")))
     findings += leave_behind(tmp_path / "state")
     (tmp_path / "damaged.bindings").mkdir()
     (tmp_path / "damaged.bindings" / f"{A}.json").write_text("{")
     (tmp_path / "unread.bindings").symlink_to("unread.bindings")
-    findings += [machine.left_bound(str(tmp_path / name))[0] for name in ("damaged", "unread")]
+    findings += [requirements.left_bound(str(tmp_path / name))[0] for name in ("damaged", "unread")]
     unwell = [finding for finding in findings if finding.verdict in (WARNING, MISSING)]
     assert len(unwell) > 20
     assert [finding for finding in unwell if not finding.remedy] == []
@@ -361,10 +361,10 @@ def test_needs_and_warnings_of_devices_disappear_if_only_emulated_groups_can_be_
 
 def test_installation_without_anything(tmp_path: Path) -> None:
     config = Config(vm=Vm(qemu="/none/qemu"), image=ImageFiles(cache=str(tmp_path / "cache")))
-    assert machine.guest_image(config).remedy == "build it with `hawse image build`"
-    assert machine.state_directory(str(tmp_path / "a" / "b")).verdict == OK
+    assert requirements.guest_image(config).remedy == "build it with `hawse image build`"
+    assert requirements.state_directory(str(tmp_path / "a" / "b")).verdict == OK
     (tmp_path / "file").write_text("")
-    assert machine.state_directory(str(tmp_path / "file" / "state")).verdict == MISSING
+    assert requirements.state_directory(str(tmp_path / "file" / "state")).verdict == MISSING
 
 
 def unfinished(state: Path, name: str, *, age: float) -> Store:
@@ -381,7 +381,7 @@ def leave_behind(state: Path) -> tuple[Finding, Finding]:
     """The findings about a sandbox that was killed while its functions were bound, and about its function on record."""
     unfinished(state, "killed", age=60)
     bindings.write(bindings.directory_of(str(state)), Record(A, "e1000e", "", "vfio-pci", "killed"))
-    return machine.left_over(str(state))[0], machine.left_bound(str(state))[0]
+    return requirements.left_over(str(state))[0], requirements.left_bound(str(state))[0]
 
 
 def settings(state: Path, config: Path | None = None) -> Settings:
@@ -396,7 +396,7 @@ def test_leftovers_of_a_dead_monitor_are_found_and_removed(tmp_path: Path, capsy
         store.write({"id": name, "status": status, "pid": 0, "pidStart": 0, "monitorPid": 0})
         (Path(store.path) / "lock").touch()
     lock = Store(str(state), "alive").lock()
-    finding, left = machine.left_over(str(state))
+    finding, left = requirements.left_over(str(state))
     assert (left, finding.verdict) == (["dead", "held"], WARNING)
     config = tmp_path / "config.toml"
     config.write_text("[vm]\nqemu = '/none'\n[emulated]\n5 = ['edu']\n")
@@ -421,10 +421,10 @@ def test_sandbox_killed_before_its_first_state_differs_from_one_being_created(tm
         Store(str(tmp_path), name).make()
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     (tmp_path / "a file").write_text("")
-    assert machine.left_over(str(tmp_path))[1] == ["empty", "killed"]
+    assert requirements.left_over(str(tmp_path))[1] == ["empty", "killed"]
     listener.close()
     os.close(lock)
-    assert machine.left_over(str(tmp_path))[1] == ["beginning", "empty", "killed", "locked"]
+    assert requirements.left_over(str(tmp_path))[1] == ["beginning", "empty", "killed", "locked"]
 
 
 def test_repair_restores_drivers_and_deletes_sandboxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -474,14 +474,14 @@ def test_functions_bound_for_a_vanished_sandbox_are_found(tmp_path: Path) -> Non
         host.function(address, group=7)
         bindings.write(directory, Record(address, "e1000e", "", "vfio-pci", owner))
     Store(state, "alive").make()
-    finding, records = machine.left_bound(state, root=host.root)
+    finding, records = requirements.left_bound(state, root=host.root)
     assert [record.owner for record in records] == ["gone"]
     assert finding.found == "bound for sandboxes that no longer exist: 0000:3b:00.4"
     unfinished(Path(state), "killed", age=60)
     bindings.write(directory, Record("0000:3b:00.6", "e1000e", "", "vfio-pci", "killed"))
-    assert [record.owner for record in machine.left_bound(state, root=host.root)[1]] == ["gone", "killed"]
+    assert [record.owner for record in requirements.left_bound(state, root=host.root)[1]] == ["gone", "killed"]
     Path(f"{directory}/0000:3b:00.4.json").write_text("{")
-    finding = machine.left_bound(state, root=host.root)[0]
+    finding = requirements.left_bound(state, root=host.root)[0]
     assert "is damaged" in finding.found
     assert finding.found.endswith("; bound for sandboxes that no longer exist: 0000:3b:00.6"), "nothing hides the other"
 
@@ -501,7 +501,7 @@ def test_record_of_a_function_that_has_vanished_is_a_warning(
     directory = bindings.directory_of(state)
     Store(state, "alive").make()
     bindings.write(directory, Record(A, "e1000e", "", "vfio-pci", owner))
-    finding = machine.left_bound(state, root=str(tmp_path))[0]
+    finding = requirements.left_bound(state, root=str(tmp_path))[0]
     assert (finding.verdict, finding.found) == (WARNING, expected)
     assert finding.remedy.startswith(remedy)
     config = tmp_path / "config.toml"

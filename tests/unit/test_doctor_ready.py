@@ -13,7 +13,7 @@ import pytest
 from hawse.cli.own import doctor
 from hawse.cli.settings import Settings
 from hawse.doctor import host as checks
-from hawse.doctor import machine
+from hawse.doctor import requirements as machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
 from hawse.log import Log
 from tests.support.command import Command

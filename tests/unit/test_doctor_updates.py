@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.config import Config, ImageFiles
-from hawse.doctor import machine
+from hawse.doctor import requirements
 from hawse.doctor.check import OK, WARNING
 from hawse.vm.image import store
 from tests.support.ready import make_image, make_program
@@ -43,7 +43,7 @@ class Host:
         make_program(self.program, f'test "$*" = "show --no-all-versions linux-image-amd64" && printf "{lines}\\n"')
 
     def look(self) -> tuple[str, str, str]:
-        finding = machine.guest_image(Config(image=self.files))
+        finding = requirements.guest_image(Config(image=self.files))
         return finding.verdict, finding.found, finding.remedy
 
     def age(self, days: float) -> None:

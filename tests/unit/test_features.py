@@ -11,7 +11,7 @@ from pathlib import Path
 from hawse.cli.runc.features import FEATURES
 from hawse.oci.hooks import KINDS
 from hawse.oci.load import load_bundle
-from hawse.planner.devices.options import KNOWN
+from hawse.planner.devices.device_options import KNOWN
 from hawse.state.store import Store
 
 HAWSE = os.path.join(os.path.dirname(sys.executable), "hawse")

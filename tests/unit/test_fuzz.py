@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from hawse.errors import LinkError
-from hawse.link import control
+from hawse.link import messages
 from tests.fuzz import __main__ as runner
 from tests.fuzz.engine import fuzz
 from tests.fuzz.target import JSON, Target
@@ -28,7 +28,7 @@ def test_parser_withstands_hostile_inputs(name: str) -> None:
 
 def _broken(data: bytes) -> None:
     try:
-        name, params = control.decode_event(data)
+        name, params = messages.decode_event(data)
     except LinkError:
         return
     if name == "exit" and params["process"] == 0:

@@ -11,7 +11,7 @@ import pytest
 
 from hawse.errors import DeviceError
 from hawse.oci.types import Device
-from hawse.vfio import members, sysfs
+from hawse.vfio import group_members, sysfs
 from hawse.vfio.bind import in_use
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import Bar, Bridge, HostGroup, check_bridges, check_free, check_node, read_function, read_group
@@ -181,7 +181,7 @@ def test_truncated_configuration_space_is_taken_for_an_endpoint(tmp_path: Path, 
     host = FakeSysfs(str(tmp_path))
     host.function(A, group=7, class_code=0x068000, header=1)
     os.truncate(f"{host.root}/sys/bus/pci/devices/{A}/config", size)
-    assert members.is_bridge(A, root=host.root) is expected
+    assert group_members.is_bridge(A, root=host.root) is expected
 
 
 def test_emulated_group_has_nodes_without_numbers(host: FakeSysfs) -> None:

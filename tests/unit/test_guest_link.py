@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import ConfigError, HawseError, LinkError, VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, OUT, STDIO, STREAMS
@@ -62,8 +62,8 @@ class Ends:
         while not number:
             for _, kind, payload in await self.received():
                 if kind == CALL:
-                    number = control.decode_call(payload)[0]
-        self.send(control.encode_result(number, None))
+                    number = messages.decode_call(payload)[0]
+        self.send(messages.encode_result(number, None))
         await asking
 
     async def received(self) -> list[Frame]:
@@ -96,7 +96,7 @@ def run(story: Callable[[Ends], Awaitable[None]]) -> None:
 
 
 def event(name: str, **params: Any) -> bytes:
-    return control.encode_event(name, params)
+    return messages.encode_event(name, params)
 
 
 def unusable(name: str, why: str) -> str:
@@ -138,7 +138,7 @@ def unusable(name: str, why: str) -> str:
         ),
         (event("news"), "link: unknown event news"),
         (event("\x1b[2J\n\ud800"), "link: unknown event ?[2J??"),
-        (control.encode_call(1, "create", {}), "link: the guest sent a frame of type 1"),
+        (messages.encode_call(1, "create", {}), "link: the guest sent a frame of type 1"),
         (encode(3 * STREAMS + 1, DATA, b"x"), f"link: frame for the unknown stream {3 * STREAMS + 1}"),
         (encode(3 * STREAMS, EOF), f"link: frame for the unknown stream {3 * STREAMS}"),
         (encode(FIRST, DATA, b"x"), "link: the guest sent data on stream 0"),
@@ -242,12 +242,12 @@ def test_answers_are_matched_by_number_and_others_dropped() -> None:
         second = asyncio.create_task(ends.link.call(Trace(), seconds=20))
         numbers: dict[str, int] = {}
         while len(numbers) < 2:
-            numbers |= {control.decode_call(p)[1]: control.decode_call(p)[0] for _, _, p in await ends.received()}
+            numbers |= {messages.decode_call(p)[1]: messages.decode_call(p)[0] for _, _, p in await ends.received()}
         ends.send(
-            control.encode_result(99, "never asked for"),
-            control.encode_error(numbers["trace"], ConfigError("no")),
-            control.encode_result(numbers["trace"], "too late"),
-            control.encode_result(numbers["statistics"], {"pids.current": "1"}),
+            messages.encode_result(99, "never asked for"),
+            messages.encode_error(numbers["trace"], ConfigError("no")),
+            messages.encode_result(numbers["trace"], "too late"),
+            messages.encode_result(numbers["statistics"], {"pids.current": "1"}),
         )
         assert await first == {"pids.current": "1"}
         with pytest.raises(ConfigError, match=r"^no$"):
@@ -261,8 +261,8 @@ def test_invalid_answer_fails_only_its_call() -> None:
     async def story(ends: Ends) -> None:
         asking = asyncio.create_task(ends.link.call(Statistics(container="c1"), seconds=20))
         [(_, _, payload)] = await ends.received()
-        assert control.decode_call(payload) == (1, "statistics", {"container": "c1"})
-        ends.send(control.encode_result(1, {"pids.current": 1}))
+        assert messages.decode_call(payload) == (1, "statistics", {"container": "c1"})
+        ends.send(messages.encode_result(1, {"pids.current": 1}))
         with pytest.raises(VmError, match=r"^the guest's answer to statistics is unusable: .*: Expected `str`"):
             await asking
         await ends.passed()
@@ -274,7 +274,7 @@ def test_call_without_an_answer_times_out() -> None:
     async def story(ends: Ends) -> None:
         with pytest.raises(VmError, match=r"^the agent in the guest did not answer prepare_template within 0\.01 s$"):
             await ends.link.call(PrepareTemplate(), seconds=0.01)
-        ends.send(control.encode_result(1, "too late"))
+        ends.send(messages.encode_result(1, "too late"))
         await ends.received()
         await ends.passed()
 

@@ -11,9 +11,9 @@ import pytest
 
 from hawse.errors import ImageError
 from hawse.vm.image import packages
+from hawse.vm.image.file_tree import add_programs, add_python, chroot
 from hawse.vm.image.modules import add_kernel_modules
 from hawse.vm.image.store import guest_sources
-from hawse.vm.image.tree import add_programs, add_python, chroot
 from tests.support.guest_files import lay_out, runtime
 
 RELEASE = "6.1.0-test"

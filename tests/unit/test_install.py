@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.errors import ConfigError
+from hawse.install.config_files import read, write
 from hawse.install.edits import ENGINES, Registration, add_containerd, add_docker, remove_docker
-from hawse.install.files import read, write
 
 WANTED = Registration("hawse", "/opt/hawse/bin/hawse")
 CONTAINERD = """# The machine's own.

@@ -14,7 +14,7 @@ from hawse.cli.own import install
 from hawse.cli.settings import Settings
 from hawse.config import DEFAULT_PATH, load_config
 from hawse.errors import ImageError
-from hawse.install import settings
+from hawse.install import default_config as settings
 from hawse.install.edits import ENGINES
 from hawse.log import Log
 from hawse.vm.acceleration import Accel

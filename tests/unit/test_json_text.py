@@ -16,8 +16,8 @@ from hawse.cache import results
 from hawse.cli.runc import update
 from hawse.config import load_config
 from hawse.errors import ConfigError, HawseError, LinkError
-from hawse.install import edits, settings
-from hawse.link import control
+from hawse.install import default_config, edits
+from hawse.link import messages
 from hawse.log import Log
 from hawse.monitor.joined_namespaces import own_paths
 from hawse.oci.default_spec import example
@@ -125,9 +125,9 @@ def process(directory: Path, text: str) -> object:
         (resources, ConfigError, "update: {at}/file.json: not JSON: "),
         (lambda at, text: timeline.read(file(at, text)), ConfigError, "timeline {at}/file.json: not a trace"),
         (lambda _, text: edits._json(text), ConfigError, "not JSON: "),
-        (lambda _, text: control.decode_call(text.encode()), LinkError, "link: control message that is not JSON: "),
-        (lambda _, text: control.decode_reply(text.encode()), LinkError, "link: control message that is not JSON: "),
-        (lambda _, text: control.decode_event(text.encode()), LinkError, "link: control message that is not JSON: "),
+        (lambda _, text: messages.decode_call(text.encode()), LinkError, "link: control message that is not JSON: "),
+        (lambda _, text: messages.decode_reply(text.encode()), LinkError, "link: control message that is not JSON: "),
+        (lambda _, text: messages.decode_event(text.encode()), LinkError, "link: control message that is not JSON: "),
     ],
 )
 def test_sentence_names_the_document(
@@ -164,7 +164,7 @@ def test_toml_that_is_nested_deeply(tmp_path: Path) -> None:
     text = f"a = {lists(2000)}"
     with pytest.raises(ConfigError, match=rf"^configuration {tmp_path}/file\.json: nested too deeply$"):
         load_config(file(tmp_path, text))
-    assert settings.notes(text, kvm=lambda: True) == ["hawse cannot read it, it is nested too deeply"]
+    assert default_config.notes(text, kvm=lambda: True) == ["hawse cannot read it, it is nested too deeply"]
     with pytest.raises(ConfigError, match=r"not TOML: .* nested more than 100 levels deep"):
         edits._toml(text)
 

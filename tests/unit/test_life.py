@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.commands.create import create
-from hawse.commands.process import IoOptions
+from hawse.commands.host_process import IoOptions
 from hawse.plan.model import SandboxPlan
 from hawse.state.store import CREATED, RUNNING, STOPPED
 from tests.support.command import Done

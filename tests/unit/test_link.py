@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.errors import DeviceError, LinkError, from_wire
-from hawse.link import control, frames
+from hawse.link import frames, messages
 from hawse.link.flow import WINDOW, ReceiveWindow, SendWindow, decode_credit, encode_credit
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, EVENT, HEADER, MAX_CONTROL, MAX_DATA, MAX_STREAM, REPLY, Decoder
 
@@ -99,9 +99,9 @@ def test_all_consumed_bytes_are_granted_again() -> None:
 
 @given(st.integers(0, 2**53 - 1), st.text(min_size=1, max_size=64), st.dictionaries(st.text(), st.integers()))
 def test_calls_are_decoded_as_they_were_encoded(number: int, method: str, params: dict[str, int]) -> None:
-    [(_, kind, payload)] = Decoder().feed(control.encode_call(number, method, params))
+    [(_, kind, payload)] = Decoder().feed(messages.encode_call(number, method, params))
     assert kind == CALL
-    assert control.decode_call(payload) == (number, method, params)
+    assert messages.decode_call(payload) == (number, method, params)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +121,13 @@ def test_calls_are_decoded_as_they_were_encoded(number: int, method: str, params
 )
 def test_invalid_call_is_refused(payload: bytes) -> None:
     with pytest.raises(LinkError):
-        control.decode_call(payload)
+        messages.decode_call(payload)
 
 
 def test_error_is_decoded_as_the_same_class() -> None:
     error = DeviceError("0000:01:00.0 is gone", hint="look", evidence="log", exit_code=3)
-    [(_, _, payload)] = Decoder().feed(control.encode_error(7, error))
-    number, _, arrived = control.decode_reply(payload)
+    [(_, _, payload)] = Decoder().feed(messages.encode_error(7, error))
+    number, _, arrived = messages.decode_reply(payload)
     assert number == 7
     assert isinstance(arrived, DeviceError)
     assert (arrived.message, arrived.hint, arrived.evidence, arrived.exit_code) == (

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import DeviceError, HawseError, LinkError, from_wire
-from hawse.link import control, flow, frames, streams
+from hawse.link import flow, frames, messages, streams
 from hawse.link.frames import CALL, CREDIT, DATA, EOF, EVENT, FROM_GUEST, HEADER, REPLY, Decoder
 
 
@@ -82,7 +82,7 @@ def call(**other: Any) -> bytes:
 
 @pytest.mark.parametrize("other", [{"id": 0}, {"id": 2**53 - 1}, {"method": "m"}, {"method": "m" * 64}])
 def test_calls_at_their_limits(other: dict[str, Any]) -> None:
-    control.decode_call(call(**other))
+    messages.decode_call(call(**other))
 
 
 @pytest.mark.parametrize(
@@ -91,14 +91,14 @@ def test_calls_at_their_limits(other: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_calls_beyond_their_limits(other: dict[str, Any]) -> None:
     with pytest.raises(LinkError):
-        control.decode_call(call(**other))
+        messages.decode_call(call(**other))
 
 
 def test_results_and_events_arrive() -> None:
-    [(_, _, payload)] = Decoder().feed(control.encode_result(9, ["a"]))
-    assert control.decode_reply(payload) == (9, ["a"], None)
-    [(_, _, payload)] = Decoder().feed(control.encode_event("exit", {"code": 3}))
-    assert control.decode_event(payload) == ("exit", {"code": 3})
+    [(_, _, payload)] = Decoder().feed(messages.encode_result(9, ["a"]))
+    assert messages.decode_reply(payload) == (9, ["a"], None)
+    [(_, _, payload)] = Decoder().feed(messages.encode_event("exit", {"code": 3}))
+    assert messages.decode_event(payload) == ("exit", {"code": 3})
 
 
 @pytest.mark.parametrize(

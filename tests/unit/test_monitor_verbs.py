@@ -13,7 +13,7 @@ import pytest
 from hawse.cli.runc import update
 from hawse.commands.client import call
 from hawse.errors import ConfigError, LinkError, NotFoundError, StateError, VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.state import sockets
 from hawse.state.store import CREATED, PAUSED, RUNNING, STOPPED, Store
 from tests.support.command import Command
@@ -87,7 +87,7 @@ def test_monitor_that_sends_an_event_violates_the_protocol(hawse: Command) -> No
             connection, _ = listener.accept()
             with connection:
                 connection.recv(65536)
-                connection.sendall(control.encode_event("hello", {}))
+                connection.sendall(messages.encode_event("hello", {}))
 
         thread = threading.Thread(target=answer)
         thread.start()

@@ -20,7 +20,7 @@ from hawse.config import ANNOTATIONS
 from hawse.errors import HawseError
 from hawse.oci.fields import FIELDS, Fate
 from hawse.plan.model import PlugStep
-from hawse.planner.devices.options import PREFIX
+from hawse.planner.devices.device_options import PREFIX
 from hawse.planner.devices.plugs import describe
 from tests.support.ready import EMULATED, Change, Planner, annotated
 

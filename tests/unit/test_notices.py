@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hawse.errors import StateError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.frames import EVENT, REPLY, Decoder
 from hawse.monitor.agent.notifications import MAX_TEXT, Notices, checked
 from hawse.oci.process.notify_socket import Notify
@@ -111,7 +111,7 @@ def test_waiting_caller_gets_the_readiness() -> None:
 async def started(sandbox: Pod) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Decoder]:
     """Start c2 with a caller who waits; the start was answered."""
     reader, writer = await sandbox.connect()
-    writer.write(control.encode_call(1, "start", {"container": "c2", "notify": True}))
+    writer.write(messages.encode_call(1, "start", {"container": "c2", "notify": True}))
     decoder = Decoder()
     [(_, kind, _)] = decoder.feed(await reader.read(65536))
     assert kind == REPLY
@@ -132,7 +132,7 @@ def test_start_reports_the_readiness_and_the_proxy_other_notifications(tmp_path:
             for text in ("STATUS=wait", "READY=1\nMAINPID=1", "WATCHDOG=1", "X=1"):
                 sandbox.guest.tell("notify", container="c2", text=text)
             [(_, kind, payload)] = decoder.feed(await reader.read(65536))
-            assert (kind, control.decode_event(payload)) == (EVENT, ("ready", {"notice": "READY=1"}))
+            assert (kind, messages.decode_event(payload)) == (EVENT, ("ready", {"notice": "READY=1"}))
             assert await reader.read() == b""
             sandbox.guest.tell("exit", process=2, code=0)
             assert notices_of(await events(proxy)) == ["STATUS=wait", "WATCHDOG=1"]
@@ -166,7 +166,7 @@ def test_wait_ends_if_the_container_ends_before_it_is_ready(tmp_path: Path) -> N
             reader, _, decoder = await started(sandbox)
             sandbox.guest.tell("exit", process=2, code=0)
             [(_, _, payload)] = decoder.feed(await reader.read(65536))
-            assert control.decode_event(payload) == ("ready", {"notice": ""})
+            assert messages.decode_event(payload) == ("ready", {"notice": ""})
 
     run(story)
 
@@ -177,9 +177,9 @@ def test_failed_start_does_not_wait(tmp_path: Path) -> None:
             proxy = await sandbox.join(notify=HOST, plugs=[])
             sandbox.guest.answers["start"] = StateError("no")
             reader, writer = await sandbox.connect()
-            writer.write(control.encode_call(1, "start", {"container": "c2", "notify": True}))
+            writer.write(messages.encode_call(1, "start", {"container": "c2", "notify": True}))
             [(_, _, payload)] = Decoder().feed(await reader.read(65536))
-            assert str(control.decode_reply(payload)[2]) == "no"
+            assert str(messages.decode_reply(payload)[2]) == "no"
             sandbox.guest.tell("notify", container="c2", text="READY=1")
             sandbox.guest.tell("exit", process=2, code=0)
             assert notices_of(await events(proxy)) == ["READY=1"]

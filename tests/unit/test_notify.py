@@ -13,7 +13,7 @@ import pytest
 
 from hawse.agent.streams.notify import MAX_BYTES
 from hawse.agent.streams.notify import Notify as AgentSocket
-from hawse.commands.process import IoOptions, relays
+from hawse.commands.host_process import IoOptions, relays
 from hawse.errors import HostError
 from hawse.host import notify
 from hawse.monitor.agent import notifications

@@ -13,7 +13,7 @@ from hawse.host.cgroup.oom import unfit
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
 from hawse.link.streams import STDIO
 from hawse.monitor.agent.calls import Exec
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from hawse.oci.limits.cgroups import CgroupPlan
 from tests.support import virtual_time
 from tests.support.async_wait import until

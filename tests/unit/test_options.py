@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawse.cli.options import expect, split
+from hawse.cli.hot_options import expect, split
 from hawse.errors import UsageError
 
 FLAGS = {"--force": "force", "-f": "force"}

@@ -12,7 +12,7 @@ from hawse.errors import ConfigError
 from hawse.oci.guest.overlay import Overlay, read
 from hawse.oci.guest.specification import plan_guest
 from hawse.oci.load import load_bundle
-from hawse.planner.view import shown
+from hawse.planner.shown_files import shown
 from tests.support.bundles import specification
 from tests.support.ready import Planner
 

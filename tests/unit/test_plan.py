@@ -11,7 +11,7 @@ import pytest
 from hawse.errors import ConfigError, DeviceError, HostError
 from hawse.oci.default_spec import example
 from hawse.planner.devices import selection
-from hawse.planner.view import shown
+from hawse.planner.shown_files import shown
 from hawse.vfio.groups import Function, HostGroup
 from hawse.vm.ports import MIB
 from hawse.vm.size import host_size

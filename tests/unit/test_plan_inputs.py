@@ -23,11 +23,11 @@ from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.oci.load import Bundle, load_bundle
 from hawse.oci.pods import CONTAINER, SANDBOX, SINGLE
 from hawse.planner.container import container_plan
-from hawse.planner.devices.options import device_options
+from hawse.planner.devices.device_options import device_options
 from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.planner.devices.selection import DeviceChecks, select_devices
-from hawse.planner.machine import ask_qemu
 from hawse.planner.request import ContainerRequest
+from hawse.planner.vm import ask_qemu
 from hawse.vfio.emulated import read_table
 from hawse.vm.ports import plan_ports
 from tests.support.bundles import write

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
-from hawse.planner.machine import plan_machine
+from hawse.planner.vm import plan_machine
 from tests.support.ready import DEVICES, Planner, keep_template, make_program, make_qemu
 
 

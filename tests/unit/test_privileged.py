@@ -15,8 +15,8 @@ from hawse.oci.default_spec import example
 from hawse.oci.device_rules import allows_all
 from hawse.oci.load import load_bundle
 from hawse.oci.types import Device, DeviceRule
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.planner.devices.group_checks import check_host
-from hawse.planner.devices.options import DeviceOptions
 from hawse.planner.devices.plugs import shape
 from hawse.planner.devices.privileged import choose, leave_out
 from hawse.planner.request import ContainerRequest, read_request

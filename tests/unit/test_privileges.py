@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from hawse.linux import capabilities, processes
+from hawse.linux import process_capabilities, processes
 from hawse.monitor.privileges import KEPT, Workers
 
 
 def test_earlier_worker_threads_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thread keeps the capabilities with which it was started, so idle threads must be replaced."""
     order: list[object] = []
-    monkeypatch.setattr(capabilities, "keep_only", order.append)
+    monkeypatch.setattr(process_capabilities, "keep_only", order.append)
     monkeypatch.setattr(processes, "give_up_privileges", lambda: order.append("no_new_privs"))
 
     async def story() -> None:
@@ -33,4 +33,4 @@ def test_earlier_worker_threads_are_replaced(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_effective_capabilities_are_read_from_the_status(tmp_path: Path) -> None:
     (tmp_path / "status").write_text("Name:\tx\nCapPrm:\t0\nCapEff:\t0000000000200001\n")
-    assert capabilities.effective(f"{tmp_path}/status") == 1 << capabilities.NUMBERS["SYS_ADMIN"] | 1
+    assert process_capabilities.effective(f"{tmp_path}/status") == 1 << process_capabilities.NUMBERS["SYS_ADMIN"] | 1

@@ -10,7 +10,7 @@ import pytest
 
 from hawse.errors import HostError, StateError, VmError
 from hawse.monitor.agent.calls import Listing, Statistics
-from hawse.monitor.processes.processes import LOST, Processes
+from hawse.monitor.processes.process_table import LOST, Processes
 from hawse.monitor.processes.proxy_connections import Proxy
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.flow import WINDOW, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, MAX_DATA, encode
 from hawse.link.streams import STREAMS
-from hawse.monitor.processes.processes import LOST
+from hawse.monitor.processes.process_table import LOST
 from tests.support.pods import KEY, Pod, pod, run, settle
 
 #: c2's first process is the second of the sandbox; its proxy calls it 1.
@@ -62,7 +62,7 @@ def test_input_in_the_same_packet_as_the_announcement_is_forwarded(tmp_path: Pat
         async with pod(tmp_path) as sandbox:
             plan = sandbox.joining(plugs=[])
             _, writer = await sandbox.connect()
-            announcement = control.encode_call(1, "proxy", {"key": f"c2/{KEY}", "descriptors": []})
+            announcement = messages.encode_call(1, "proxy", {"key": f"c2/{KEY}", "descriptors": []})
             writer.write(announcement + encode(LOCAL, DATA, b"early"))
             await sandbox.create(plan)
             await settle()
@@ -75,7 +75,7 @@ def test_signal_and_resize_are_forwarded(tmp_path: Path) -> None:
     async def story() -> None:
         async with proxy(tmp_path) as (sandbox, _, writer):
             for event, params in (("signal", {"number": 15}), ("other", {}), ("resize", {"rows": 3, "columns": 4})):
-                writer.write(control.encode_event(event, params))
+                writer.write(messages.encode_event(event, params))
             await settle()
             assert sandbox.guest.asked("signal") == [SIGKILL | {"signal": 15}]
             assert sandbox.guest.asked("resize") == [{"container": "c2", "process": 2, "rows": 3, "columns": 4}]
@@ -92,10 +92,10 @@ def test_signal_and_resize_are_forwarded(tmp_path: Path) -> None:
         pytest.param(encode(LOCAL + 1, DATA, b"x"), id="data for stdout"),
         pytest.param(encode(LOCAL + 3, DATA, b"x"), id="unknown descriptor"),
         pytest.param(encode(LOCAL + 1, CREDIT, encode_credit(10)), id="too much credit"),
-        pytest.param(control.encode_call(2, "state", {}), id="a second call"),
-        pytest.param(control.encode_event("signal", {}), id="a signal without a number"),
-        pytest.param(control.encode_event("signal", {"number": "x"}), id="a signal that is not a number"),
-        pytest.param(control.encode_event("signal", {"number": None}), id="a signal that is nothing"),
+        pytest.param(messages.encode_call(2, "state", {}), id="a second call"),
+        pytest.param(messages.encode_event("signal", {}), id="a signal without a number"),
+        pytest.param(messages.encode_event("signal", {"number": "x"}), id="a signal that is not a number"),
+        pytest.param(messages.encode_event("signal", {"number": None}), id="a signal that is nothing"),
     ],
 )
 def test_process_is_killed_when_its_proxy_ends_or_breaks_a_rule(tmp_path: Path, frame: bytes) -> None:

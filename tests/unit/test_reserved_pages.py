@@ -10,7 +10,7 @@ import pytest
 from hawse.errors import VmError
 from hawse.monitor.agent.calls import ReserveHugepages, ShareHugepages, name_of, parameters
 from hawse.monitor.guest_hugepages import HugePages
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from hawse.oci.guest.hugetlbfs import Hugetlbfs
 from tests.support.plans import container_plan
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.planner.devices.group_checks import check_host
-from hawse.planner.devices.options import DeviceOptions
 from hawse.vfio import inventory, obstacles, resets
 from hawse.vfio.groups import read_group
 from hawse.vfio.obstacles import Accepted

@@ -20,14 +20,14 @@ from hawse.cli.settings import Settings
 from hawse.commands.delete import delete
 from hawse.errors import ConfigError, DeviceError, HawseError, NotFoundError, StateError, VmError
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
-from hawse.link import control
+from hawse.link import messages
 from hawse.linux import oom_score
 from hawse.linux.processes import Process, open_process
 from hawse.log import Log
 from hawse.monitor.container import Container
 from hawse.monitor.joined_namespaces import own_paths, owner_of
 from hawse.monitor.machine.bounded_log import with_console_tail
-from hawse.monitor.processes.processes import LOST
+from hawse.monitor.processes.process_table import LOST
 from hawse.oci.limits.cgroups import CgroupPlan
 from hawse.plan.model import Attachment, DiskPlan
 from hawse.state.store import Store
@@ -182,7 +182,7 @@ def test_killed_caller_leaves_no_container_in_the_guest(tmp_path: Path) -> None:
             held = sandbox.guest.held["create"] = asyncio.Event()
             _, caller = await sandbox.connect()
             params = {"container": "c2", "plan": msgspec.to_builtins(container), "sources": [], "key": KEY}
-            caller.write(control.encode_call(1, "create", params))
+            caller.write(messages.encode_call(1, "create", params))
             await until(lambda: len(sandbox.guest.asked("create")) == 2)
             caller.close()
             await settle()

@@ -13,7 +13,7 @@ import pytest
 
 from hawse.errors import ConfigError, HostError
 from hawse.host.selinux import check, enabled, executing_as
-from hawse.monitor.machine.start import launch
+from hawse.monitor.machine.start_programs import launch
 from hawse.state.steps import Steps
 from tests.support.bundles import specification, write
 from tests.support.plans import machine_plan

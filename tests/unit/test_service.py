@@ -11,11 +11,11 @@ from typing import Any, cast
 import pytest
 
 from hawse.errors import HawseError, NotFoundError, VmError
-from hawse.host.mounts.bind_sources import Source
-from hawse.link import control
+from hawse.host.mounts.open_sources import Source
+from hawse.link import messages
 from hawse.link.frames import EOF, EVENT, Decoder, Frame, encode
 from hawse.link.streams import BOTH, IN, STDIO
-from hawse.monitor.processes.processes import LOST
+from hawse.monitor.processes.process_table import LOST
 from hawse.monitor.processes.proxy_connections import Proxy
 from hawse.monitor.sandbox import Sandbox
 from hawse.monitor.service import Service
@@ -101,9 +101,9 @@ class Caller:
         return frames
 
     async def ask(self, method: str, **params: Any) -> object:
-        self.connection.send(control.encode_call(7, method, {"container": "c1"} | params))
+        self.connection.send(messages.encode_call(7, method, {"container": "c1"} | params))
         [(_, _, payload)] = await self.frames()
-        number, result, error = control.decode_reply(payload)
+        number, result, error = messages.decode_reply(payload)
         assert number == 7
         if error is not None:
             raise error
@@ -218,7 +218,7 @@ def test_failed_call_is_answered_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", encode(0, EVENT, b"{}"), b"\xff" * 9, encode(5, EOF), control.encode_call(1, "pause", {})[:-1]]
+    "sent", [b"", encode(0, EVENT, b"{}"), b"\xff" * 9, encode(5, EOF), messages.encode_call(1, "pause", {})[:-1]]
 )
 def test_connection_that_does_not_begin_with_a_call_is_closed(sent: bytes) -> None:
     async def story(caller: Caller) -> None:
@@ -266,7 +266,7 @@ def test_creation_takes_the_callers_descriptors_and_closes_them() -> None:
 def test_creation_is_cancelled_when_its_caller_disconnects() -> None:
     async def story(caller: Caller) -> None:
         call = {"container": "c1", "plan": plan(), "sources": [], "key": "k"}
-        caller.connection.send(control.encode_call(1, "create", call))
+        caller.connection.send(messages.encode_call(1, "create", call))
         while not caller.sandbox.done:
             await asyncio.sleep(0)
         caller.connection.shutdown(socket.SHUT_RDWR)
@@ -287,11 +287,11 @@ def test_connection_of_a_proxy_stays_open(
     params: dict[str, Any], size: tuple[int, int] | None, directions: tuple[str, ...]
 ) -> None:
     async def story(caller: Caller) -> None:
-        caller.connection.send(control.encode_call(1, "proxy", params | {"key": "c1/init"}))
+        caller.connection.send(messages.encode_call(1, "proxy", params | {"key": "c1/init"}))
         await caller.serving
         assert caller.sandbox.done == [("announce", "c1/init", os.getpid(), size, directions)]
         caller.sandbox.proxies["c1/init"].exit(3)
-        assert [control.decode_event(payload) for _, _, payload in await caller.frames()] == [("exit", {"code": 3})]
+        assert [messages.decode_event(payload) for _, _, payload in await caller.frames()] == [("exit", {"code": 3})]
 
     run(story)
 
@@ -299,8 +299,8 @@ def test_connection_of_a_proxy_stays_open(
 def test_proxy_without_its_files_is_refused() -> None:
     async def story(caller: Caller) -> None:
         call = {"key": "c1/init", "descriptors": [], "failure": "No such file"}
-        caller.connection.send(control.encode_call(1, "proxy", call))
-        assert [control.decode_event(payload) for _, _, payload in await caller.frames()] == [("exit", {"code": LOST})]
+        caller.connection.send(messages.encode_call(1, "proxy", call))
+        assert [messages.decode_event(payload) for _, _, payload in await caller.frames()] == [("exit", {"code": LOST})]
         assert caller.sandbox.done == [("fail", "c1/init", "No such file")]
 
     run(story)

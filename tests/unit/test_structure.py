@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import collections
 import graphlib
 import itertools
 import os
@@ -55,7 +56,7 @@ CROSSINGS = {
     # `hawse template build` starts a virtual machine itself: no sandbox exists yet.
     "commands.build_template": "monitor",
     # The command writes what the proxy reads.
-    "commands.process": "proxy",
+    "commands.host_process": "proxy",
     # `hawse run` in the foreground becomes the proxy of its container.
     "cli.runc.run": "proxy",
 }
@@ -66,6 +67,17 @@ GUEST = {
 #: The maximum number of files in a folder, so that readers can keep them in mind. cli/runc contains one for each verb
 #: of runc.
 MOST_FILES = 15
+#: Names of several files of the host, and why. A verb in cli/ and its implementation in commands/ have the same name.
+SAME_NAMES = {
+    "main": "the entry point of each process",
+    "container": "the plan of a container, and the container",
+    "sandbox": "the plan of a sandbox, and the sandbox",
+    "guest_drivers": "the plan of functions for guest drivers, and their plugging",
+    "host_sockets": "the plan of forwarded sockets, and their connections",
+    "hooks": "the hooks of a specification, and their execution",
+    "mounts": "the system calls, and the plan of the mounts in a specification",
+    "store": "the directories of sandboxes, and of guest images",
+}
 #: Lines and parameters of a function, "self" not counted, unless a comment "Large: " above it gives the reason.
 MOST_LINES, MOST_PARAMETERS = 60, 7
 
@@ -194,6 +206,14 @@ def test_functions_are_small_or_have_a_reason() -> None:
             lines = (function.end_lineno or 0) - function.lineno + 1
             is_large = lines > MOST_LINES or len(parameters(function)) > MOST_PARAMETERS
             assert is_large == reason(text.splitlines(), function), f"{module}: {name}"
+
+
+def test_files_of_the_host_have_different_names() -> None:
+    counts = collections.Counter(
+        module.split(".")[-1] for module, _ in sources() if not module.startswith(("agent.", "cli."))
+    )
+    assert {name for name, count in counts.items() if count > 1} == SAME_NAMES.keys()
+    assert max(counts.values()) <= 3
 
 
 def test_folders_are_small() -> None:

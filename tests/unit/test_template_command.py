@@ -12,7 +12,7 @@ from hawse.commands.build_template import build
 from hawse.config import load_config
 from hawse.errors import ConfigError
 from hawse.plan.model import MachinePlan
-from hawse.planner.machine import plan_machine
+from hawse.planner.vm import plan_machine
 from hawse.vm import templates
 from hawse.vm.ram_file import MIB
 from tests.support.command import Command

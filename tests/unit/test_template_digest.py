@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from hawse.cache import results
-from hawse.host.programs import PACKAGES
+from hawse.host.own_programs import PACKAGES
 from hawse.vm import templates
 from hawse.vm.arguments import VmShape
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hawse.errors import ConfigError, DeviceError
 from hawse.oci.types import Device
-from hawse.vfio import members, obstacles
+from hawse.vfio import group_members, obstacles
 from hawse.vfio.emulated import EmulatedGroup, find, read_table
 from hawse.vfio.groups import Bar, Bridge, check_free, check_viable, holders, read_group
 from hawse.vfio.obstacles import check_token
@@ -69,7 +69,7 @@ def test_bridge_is_recognized_by_its_class_or_its_header(
 ) -> None:
     host = FakeSysfs(str(tmp_path))
     host.function("0000:03:00.0", group=7, class_code=class_code, header=header)
-    assert members.is_bridge("0000:03:00.0", root=host.root) == expected
+    assert group_members.is_bridge("0000:03:00.0", root=host.root) == expected
 
 
 def test_nvswitch_is_passed_with_its_group(host: FakeSysfs) -> None:

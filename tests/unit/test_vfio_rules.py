@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hawse.vfio.device_rules import of_node, translate
+from hawse.vfio.rule_numbers import of_node, translate
 from tests.support.oci import verdict
 
 DENY = {"allow": False, "type": "a", "access": "rwm"}

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hawse.cache import results
-from hawse.vm import acceleration, capabilities
+from hawse.vm import acceleration, qemu_features
 from hawse.vm.arguments import Ends, VmShape, option, plug_emulated, plug_host, plug_interface, plug_share, render
 from hawse.vm.ports import Port, Slot
 
@@ -110,7 +110,7 @@ def test_mac_addresses_differ_between_sandboxes() -> None:
 )
 def test_tcg_uses_one_thread_with_qemu_before_8_1(name: str, version: str, cpus: int, expected: str) -> None:
     """vm/test_acceleration.py tests both threading modes with QEMU 7.2 and 10.0."""
-    can = capabilities.Capabilities(version, frozenset(), frozenset())
+    can = qemu_features.Capabilities(version, frozenset(), frozenset())
     argv = render(shape(accel=name, cpus=cpus, one_thread=acceleration.one_thread(name, can, cpus=cpus)), ENDS)
     assert values(argv, "-accel") == [expected]
 

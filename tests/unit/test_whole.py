@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from hawse.monitor.processes.processes import uninterrupted
+from hawse.monitor.processes.process_table import uninterrupted
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])

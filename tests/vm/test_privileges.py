@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hawse.config import Vm, user_ids
-from hawse.linux.capabilities import NUMBERS
+from hawse.linux.process_capabilities import NUMBERS
 from tests.support.bundles import make_bundle
 from tests.support.processes import descendants
 from tests.support.runtime import Runtime

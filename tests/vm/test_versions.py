@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hawse.vm import capabilities, virtiofsd
+from hawse.vm import qemu_features, virtiofsd
 from tests.support.bundles import FILE_CAPABILITIES, UNLIMITED, add_devices, build_probe, make_bundle, write
 from tests.support.loops import add_disk, loop_devices
 from tests.support.runtime import Runtime
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.vm
 
 def test_newer_qemu_supports_a_device_and_a_disk(runtime: Runtime, tmp_path: Path) -> None:
     qemu = newer_qemu()
-    qemu_capabilities = capabilities.ask(qemu, directory=str(tmp_path))
+    qemu_capabilities = qemu_features.ask(qemu, directory=str(tmp_path))
     assert qemu_capabilities.version.startswith("10.0.")
     assert "igb" in qemu_capabilities.devices, "features that Debian 12's QEMU lacks are queried, not derived"
     assert "vf-token" in qemu_capabilities.vfio_properties

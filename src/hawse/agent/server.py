@@ -17,7 +17,7 @@ from hawse.agent.calls.machine import MachineCalls
 from hawse.agent.calls.processes import ProcessCalls
 from hawse.agent.calls.registry import Containers
 from hawse.errors import HawseError, LinkError, VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.agreed import PROTOCOL
 from hawse.link.blocking import Port
 from hawse.link.frames import CALL, CREDIT, DATA, EOF
@@ -60,7 +60,7 @@ class Server:
         self._containers.prepare()
         for stream, kind, payload in self._port.frames():
             if kind == CALL:
-                self._begin(*control.decode_call(payload))
+                self._begin(*messages.decode_call(payload))
             elif kind in (DATA, CREDIT, EOF):
                 self._guest.streams.receive(stream, kind, payload)
             else:
@@ -78,11 +78,11 @@ class Server:
         try:
             if method not in self.methods:
                 raise VmError(f"the agent has no method {method}")
-            frame = control.encode_result(number, self.methods[method](**params))
+            frame = messages.encode_result(number, self.methods[method](**params))
         except HawseError as error:
-            frame = control.encode_error(number, error)
+            frame = messages.encode_error(number, error)
         except Exception as error:  # report a bug to the host, whose caller would otherwise wait until its deadline
-            frame = control.encode_error(number, VmError(f"agent: {method}: {type(error).__name__}: {error}"))
+            frame = messages.encode_error(number, VmError(f"agent: {method}: {type(error).__name__}: {error}"))
         self._port.send(frame)
 
 

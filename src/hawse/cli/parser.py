@@ -12,5 +12,5 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UsageError, so that its errors are also written to the log file."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's error with the verb in front, as ``hawse.cli.options`` does."""
+        """Raise argparse's error with the verb in front, as ``hawse.cli.hot_options`` does."""
         raise UsageError(f"{self.prog.removeprefix('hawse ')}: {message}", hint=f"see `{self.prog} --help`")

@@ -15,13 +15,13 @@ from hawse.host.vfio_functions import restore_drivers, take
 from hawse.json_text import Document
 from hawse.plan.capacity import Room
 from hawse.plan.model import Attachment, PlugStep
+from hawse.planner.devices.device_options import DeviceOptions, accepted_risks, device_options
 from hawse.planner.devices.group_checks import check_host, check_tokens, to_bind
 from hawse.planner.devices.iommu_backend import by_file
-from hawse.planner.devices.options import DeviceOptions, accepted_risks, device_options
+from hawse.planner.devices.named_groups import find_groups, is_number, read_address
 from hawse.planner.devices.plugs import dma_warning, plug_steps, shape
-from hawse.planner.devices.targets import find_groups, is_number, read_address
 from hawse.planner.devices.vfio_nodes import planned_nodes
-from hawse.planner.machine import ask_qemu
+from hawse.planner.vm import ask_qemu
 from hawse.state.store import GUEST_DEVICES, STOPPED, Store
 from hawse.vfio import obstacles
 from hawse.vfio.allowed import check_allowed

@@ -12,12 +12,12 @@ from hawse.config import Config
 from hawse.errors import ConfigError, HostError, VmError
 from hawse.monitor.machine.machine import boot
 from hawse.monitor.machine.restore import save
-from hawse.monitor.machine.start import launch
+from hawse.monitor.machine.start_programs import launch
 from hawse.notes import Note
 from hawse.oci.load import load_bundle
 from hawse.plan import model
-from hawse.planner.machine import plan_machine
 from hawse.planner.sandbox import plan_sandbox
+from hawse.planner.vm import plan_machine
 from hawse.state.steps import Steps
 from hawse.vm import templates
 

@@ -6,7 +6,7 @@ import socket
 from contextlib import contextmanager, suppress
 
 from hawse.errors import LinkError, StateError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.blocking import Port
 from hawse.link.frames import REPLY
 from hawse.state import interface, sockets
@@ -57,12 +57,12 @@ def begin(store: Store, method: str, params: Document) -> Iterator[tuple[object,
     with connect(store) as connection:
         check_version(store, method)
         port = Port(connection.fileno())
-        port.send(control.encode_call(1, method, params | {"container": store.name}))
+        port.send(messages.encode_call(1, method, params | {"container": store.name}))
         frames = port.frames()
         for _, kind, payload in frames:
             if kind != REPLY:
                 raise LinkError("link: the monitor answered with a frame that is not a reply")
-            _, answer, error = control.decode_reply(payload)
+            _, answer, error = messages.decode_reply(payload)
             if error is not None:
                 raise error
             yield answer, frames

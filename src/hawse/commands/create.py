@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hawse.commands.client import call
 from hawse.commands.delete import remove
-from hawse.commands.process import IoOptions, check_console, start_first
+from hawse.commands.host_process import IoOptions, check_console, start_first
 from hawse.commands.spawn import MonitorProcess, ProxyProcess
 from hawse.errors import HawseError, StateError, VmError
 from hawse.state.store import Store

@@ -9,7 +9,7 @@ import time
 from hawse.commands.client import MonitorGoneError, call
 from hawse.errors import HawseError, NotFoundError, StateError
 from hawse.host import leftovers
-from hawse.host.cgroup import control
+from hawse.host.cgroup import control_cgroup
 from hawse.host.cgroup.sandbox_cgroup import release
 from hawse.host.vfio_functions import restore_drivers
 from hawse.state.store import CREATED, CREATING, STOPPED, Store
@@ -76,7 +76,7 @@ def remove(store: Store) -> list[str]:
     Returns warnings. Raises :class:`HawseError` if something cannot be undone; its record is kept.
     """
     warnings = [*leftovers.end(store.path), *release(store.path)]
-    control.release(store.path)
+    control_cgroup.release(store.path)
     try:
         if os.path.exists(f"{store.path}/network"):
             # Imported here: this file remains only if the monitor was killed.

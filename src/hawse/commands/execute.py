@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from hawse.commands.client import call, check_version
-from hawse.commands.process import IoOptions, check_console, start_proxy
+from hawse.commands.host_process import IoOptions, check_console, start_proxy
 from hawse.commands.spawn import ProxyProcess
 from hawse.errors import StateError
 from hawse.json_text import Document

@@ -13,11 +13,11 @@ from hawse.commands.client import call
 from hawse.commands.create import Created, undo_creation
 from hawse.commands.delete import remove
 from hawse.commands.hooks import CreationHooks
-from hawse.commands.process import IoOptions, check_console, start_first
+from hawse.commands.host_process import IoOptions, check_console, start_first
 from hawse.errors import ConfigError, HawseError, StateError
 from hawse.host import network_namespace, redirects
 from hawse.host.mounts import overlays
-from hawse.host.mounts.bind_sources import Source, close, open_sources
+from hawse.host.mounts.open_sources import Source, close, open_sources
 from hawse.plan.capacity import Room
 from hawse.state.store import CREATED, RUNNING, Store
 

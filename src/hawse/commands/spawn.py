@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError, from_wire
-from hawse.host.programs import PACKAGES, environment, program
+from hawse.host.own_programs import PACKAGES, environment, program
 from hawse.link.streams import STDIO
 from hawse.linux import oom_score
 from hawse.linux.processes import ChildrenApart

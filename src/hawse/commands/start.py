@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from hawse.commands.client import begin, call
 from hawse.errors import HostError, LinkError, StateError, VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.frames import EVENT
 from hawse.state.store import STOPPED, Store
 
@@ -64,7 +64,7 @@ def _report(address: str, frames: Iterator[Frame], pid: int) -> None:
 
     try:
         for _, kind, payload in frames:
-            notice = control.decode_event(payload)[1].get("notice") if kind == EVENT else None
+            notice = messages.decode_event(payload)[1].get("notice") if kind == EVENT else None
             if notice:
                 report_ready(address, str(notice), pid=pid)
             return

@@ -12,7 +12,7 @@ import signal
 from contextlib import suppress
 
 from hawse.errors import HostError
-from hawse.host.cgroup import control
+from hawse.host.cgroup import control_cgroup
 from hawse.linux.processes import Process, has_ended
 from hawse.state.store import start_time
 
@@ -44,7 +44,7 @@ def end(directory: str) -> list[str]:
                     continue
                 signal.pidfd_send_signal(process, signal.SIGKILL)
                 if not has_ended(process, seconds=_HURRY_SECONDS):
-                    control.hasten(directory, Process(pid, os.dup(process)))
+                    control_cgroup.hasten(directory, Process(pid, os.dup(process)))
                 if not has_ended(process, seconds=_SECONDS):
                     warnings.append(f"the process {pid} of the sandbox does not end")
             finally:

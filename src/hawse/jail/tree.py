@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from hawse.cache import results, trusted
 from hawse.errors import HostError
 from hawse.jail import elf, seccomp
-from hawse.jail.root import INITRD, KERNEL
+from hawse.jail.root_directory import INITRD, KERNEL
 from hawse.json_text import parse
 from hawse.linux.files import replace_file, sync_file
 from hawse.linux.processes import give_up_privileges

@@ -34,7 +34,7 @@ from hawse.monitor.devices.disks import Disks
 from hawse.monitor.devices.misc_devices import guest_numbers
 from hawse.monitor.devices.spec_nodes import with_guest_nodes
 from hawse.monitor.guest_hugepages import HugePages
-from hawse.monitor.processes.processes import KILLED, LOST, Processes, uninterrupted
+from hawse.monitor.processes.process_table import KILLED, LOST, Processes, uninterrupted
 from hawse.monitor.processes.proxy_connections import Proxy
 from hawse.monitor.share.exports import NO_PLACES, Place, with_share_paths
 from hawse.monitor.usage import Usage

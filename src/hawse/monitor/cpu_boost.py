@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
-from hawse.monitor.processes.processes import uninterrupted
+from hawse.monitor.processes.process_table import uninterrupted
 
 if TYPE_CHECKING:
-    from hawse.host.cgroup.control import ControlCgroup
+    from hawse.host.cgroup.control_cgroup import ControlCgroup
     from hawse.linux.processes import Process
 
 #: Seconds before the move. An idle host ends a container in less. The move takes some hundredths of a second.

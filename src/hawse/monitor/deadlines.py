@@ -14,7 +14,7 @@ from hawse.monitor.agent.calls import Signal
 if TYPE_CHECKING:
     from hawse.monitor.container import Container
     from hawse.monitor.cpu_boost import CpuBoost
-    from hawse.monitor.processes.processes import Processes
+    from hawse.monitor.processes.process_table import Processes
 
 #: Seconds in which the guest must end a container after SIGKILL. Then the VM is ended, in 3 s at most.
 _KILL_SECONDS = 6.0

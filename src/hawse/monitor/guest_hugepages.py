@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from hawse.errors import HawseError
 from hawse.monitor.agent.calls import ReserveHugepages, ShareHugepages
-from hawse.monitor.processes.processes import Processes, uninterrupted
+from hawse.monitor.processes.process_table import Processes, uninterrupted
 from hawse.plan.model import ContainerPlan
 
 #: Seconds per GiB: the guest clears each page, and the host allocates memory for it.

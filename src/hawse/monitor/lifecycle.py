@@ -21,12 +21,12 @@ from hawse.monitor.devices import hotplug
 from hawse.monitor.machine.bounded_log import with_console_tail
 from hawse.monitor.machine.machine import Machine, result_or_failure
 from hawse.monitor.machine.restore import obtain
-from hawse.monitor.machine.start import Launched
+from hawse.monitor.machine.start_programs import Launched
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.privileges import Workers
 from hawse.monitor.sandbox import Sandbox
 from hawse.monitor.service import Service
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.share.share_root import ShareRoot
 from hawse.notes import Notes, warning
 from hawse.plan.model import SandboxPlan
 from hawse.state import timeline

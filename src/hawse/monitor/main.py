@@ -18,16 +18,16 @@ import time
 from contextlib import suppress
 
 from hawse.errors import HawseError, HostError
-from hawse.host.mounts import bind_sources
+from hawse.host.mounts import open_sources
 from hawse.host.vfio_functions import bound
 from hawse.linux import oom_score
 from hawse.linux.processes import open_process
 from hawse.monitor.machine.programs import lift_limits, limit_own_memory
 from hawse.monitor.machine.qemu_jail import Jail
-from hawse.monitor.machine.start import begin
+from hawse.monitor.machine.start_programs import begin
 from hawse.monitor.network.host_network import Network
 from hawse.monitor.report import Report
-from hawse.monitor.share import root as share
+from hawse.monitor.share import share_root as share
 from hawse.notes import Notes, warning
 from hawse.plan import model
 from hawse.state.steps import MONITOR, QEMU, SHARE, Steps, process_start
@@ -74,12 +74,12 @@ def _run_sandbox(plan: model.SandboxPlan, store: Store, listener: socket.socket,
     with steps.span(SHARE, "prepared"):
         share.enter_private_namespace()
         # Before the share is mounted, since its root may be below a shared directory.
-        sources = bind_sources.open_sources(plan.container.shares)
+        sources = open_sources.open_sources(plan.container.shares)
         try:
             root = share.ShareRoot(f"{store.path}/share")
             notes += [warning(text) for text in root.place(store.name, plan.container.shares, sources)]
         finally:
-            bind_sources.close(sources)
+            open_sources.close(sources)
     network = Network(plan.container.network, store.path)
     try:
         dma_mappings.try_to_raise(plug.dma_entries for plug in plan.container.plugs if plug.cold)

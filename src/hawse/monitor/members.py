@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError
 from hawse.host.vfio_functions import restore_drivers, take
-from hawse.monitor.processes.processes import uninterrupted
+from hawse.monitor.processes.process_table import uninterrupted
 
 if TYPE_CHECKING:
     from hawse.monitor.container import Container

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from hawse.linux import capabilities, processes
+from hawse.linux import process_capabilities, processes
 
 #: The capabilities that the monitor needs after the creation: SYS_ADMIN and SYS_CHROOT to enter network namespaces and
 #: to mount the files of containers that join; NET_ADMIN for taps and redirects; CHOWN and MKNOD for nodes in QEMU's
@@ -30,7 +30,7 @@ class Workers:
 
         Capabilities are per thread. New threads inherit them from the calling thread, so the old threads are ended.
         """
-        capabilities.keep_only(KEPT)
+        process_capabilities.keep_only(KEPT)
         processes.give_up_privileges()
         old, self._threads = self._threads, ThreadPoolExecutor(thread_name_prefix="monitor")
         self._loop.set_default_executor(self._threads)

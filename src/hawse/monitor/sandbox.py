@@ -8,9 +8,9 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HawseError, StateError
-from hawse.host.cgroup.control import ControlCgroup
+from hawse.host.cgroup.control_cgroup import ControlCgroup
 from hawse.host.cgroup.sandbox_cgroup import HostCgroup
-from hawse.host.mounts.bind_sources import Source
+from hawse.host.mounts.open_sources import Source
 from hawse.json_text import Document
 from hawse.linux import oom_score
 from hawse.monitor.agent.calls import Automount, Trace, Unmount
@@ -29,8 +29,8 @@ from hawse.monitor.network.host_sockets import HostSockets
 from hawse.monitor.network.name_servers import NameServers
 from hawse.monitor.network.nics import Nics
 from hawse.monitor.placement import Lists, Placement
-from hawse.monitor.processes.processes import Processes
-from hawse.monitor.share.root import ShareRoot
+from hawse.monitor.processes.process_table import Processes
+from hawse.monitor.share.share_root import ShareRoot
 from hawse.notes import Notes, warning
 from hawse.oci.hooks import CREATION
 from hawse.plan.capacity import Room

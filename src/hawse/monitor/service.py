@@ -16,14 +16,14 @@ from typing import Any
 import msgspec
 
 from hawse.errors import HawseError, LinkError, VmError
-from hawse.host.mounts.bind_sources import Source
+from hawse.host.mounts.open_sources import Source
 from hawse.host.mounts.origins import Origin
 from hawse.json_text import Document
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.frames import CALL, MAX_DATA, Decoder, Frame
 from hawse.link.streams import directions
 from hawse.linux import processes
-from hawse.monitor.processes.processes import LOST
+from hawse.monitor.processes.process_table import LOST
 from hawse.monitor.processes.proxy_connections import Proxy
 from hawse.monitor.sandbox import Sandbox
 from hawse.oci.process.inherited import Inherited
@@ -50,7 +50,7 @@ class Service:
             _, kind, payload = frames[0]
             if kind != CALL:
                 raise LinkError("link: a connection to the monitor begins with one call")
-            number, method, params = control.decode_call(payload)
+            number, method, params = messages.decode_call(payload)
         except (LinkError, OSError):
             writer.close()
             return
@@ -66,13 +66,13 @@ class Service:
                 work = asyncio.create_task(self._carry_out(method, params, caller=caller))
                 if method == "create":
                     await self._unless_gone(work, reader)
-                frame = control.encode_result(number, await work)
+                frame = messages.encode_result(number, await work)
                 done = True
         except asyncio.CancelledError:
             writer.close()
             return
         except HawseError as error:
-            frame = control.encode_error(number, error)
+            frame = messages.encode_error(number, error)
         except Exception as error:
             # asyncio does not close the connection (Python 3.11 asyncio/streams.py, connection_made()): without an
             # answer the caller would wait forever.
@@ -80,7 +80,7 @@ class Service:
             failure = VmError(
                 f"monitor: {method}: {type(error).__name__}: {error}", hint="see the traceback in monitor.log"
             )
-            frame = control.encode_error(number, failure)
+            frame = messages.encode_error(number, failure)
         writer.write(frame)
         if ready is not None and done:
             await self._tell_ready(ready, reader, writer)
@@ -99,7 +99,7 @@ class Service:
         await asyncio.wait((ready, gone), return_when=asyncio.FIRST_COMPLETED)
         gone.cancel()
         if ready.done():
-            writer.write(control.encode_event("ready", {"notice": ready.result()}))
+            writer.write(messages.encode_event("ready", {"notice": ready.result()}))
         ready.cancel()
 
     async def _unless_gone(self, work: asyncio.Task[object], reader: asyncio.StreamReader) -> None:

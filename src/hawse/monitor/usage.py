@@ -13,7 +13,7 @@ from hawse.json_text import Document
 from hawse.linux.topology import last_number
 from hawse.monitor.agent.calls import Listing, Statistics, Update
 from hawse.monitor.container_state import ContainerState
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 from hawse.oci.limits import cpusets, statistics
 from hawse.oci.limits import update as resources
 from hawse.oci.limits.cgroups import HostLimits, host_limits

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hawse.errors import ConfigError
 from hawse.json_text import Document
-from hawse.oci.seccomp import check_seccomp
+from hawse.oci.seccomp_checks import check_seccomp
 from hawse.oci.types import Linux, Rlimit, Spec
 
 #: The resource limits of getrlimit(2).

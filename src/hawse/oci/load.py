@@ -17,7 +17,7 @@ from hawse.oci.capabilities import unknown
 from hawse.oci.checks import check_linux, check_rlimits
 from hawse.oci.fields import review_process
 from hawse.oci.lenient import completed
-from hawse.oci.seccomp import is_empty
+from hawse.oci.seccomp_checks import is_empty
 from hawse.oci.types import Process, Spec, convert
 
 MAX_BYTES = 4 * 1024 * 1024

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hawse.json_text import Document
-from hawse.oci.seccomp import Seccomp
+from hawse.oci.seccomp_checks import Seccomp
 
 Uint16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
 Uint32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hawse.config import Config, user_ids
 from hawse.errors import HostError
 from hawse.jail import tree
-from hawse.linux import capabilities
+from hawse.linux import process_capabilities
 from hawse.notes import Note, warning
 from hawse.plan.model import JailPlan
 from hawse.vm import nvme_disks
@@ -60,5 +60,5 @@ def jail_tree(config: Config, *, share: str, status: str = "/proc/self/status") 
 
 def missing_capabilities(status: str) -> list[str]:
     """The capabilities needed to create a jail that this process lacks."""
-    effective = capabilities.effective(status)
-    return [f"CAP_{name}" for name in _NEEDED if not effective >> capabilities.NUMBERS[name] & 1]
+    effective = process_capabilities.effective(status)
+    return [f"CAP_{name}" for name in _NEEDED if not effective >> process_capabilities.NUMBERS[name] & 1]

@@ -22,9 +22,9 @@ from hawse.planner.devices.guest_drivers import drivers
 from hawse.planner.devices.plugs import describe
 from hawse.planner.devices.vfio_nodes import planned_nodes
 from hawse.planner.kernel_modules import find_image
-from hawse.planner.machine import ask_qemu
 from hawse.planner.notify_target import find_notified
 from hawse.planner.request import ContainerRequest
+from hawse.planner.vm import ask_qemu
 
 
 def container_plan(

@@ -15,7 +15,7 @@ from hawse.oci.guest.hugetlbfs import counts_of
 from hawse.oci.guest.specification import GuestPlan
 from hawse.oci.pods import CONTAINER, SANDBOX, is_kubelets
 from hawse.planner.cgroup_limits import above
-from hawse.planner.devices.options import HUGEPAGES
+from hawse.planner.devices.device_options import HUGEPAGES
 from hawse.vm import host_hugepages
 
 _MIB_KIB = 1024

@@ -14,9 +14,9 @@ from hawse.oci.guest.specification import GuestPlan, plan_guest
 from hawse.oci.load import Bundle
 from hawse.oci.pods import read_role
 from hawse.planner import hugepages
-from hawse.planner.devices.options import DeviceOptions, device_options
+from hawse.planner.devices.device_options import DeviceOptions, device_options
 from hawse.planner.devices.selection import DeviceChecks, DeviceSelection, select_devices
-from hawse.planner.machine import ask_qemu
+from hawse.planner.vm import ask_qemu
 from hawse.planner.vm_size import check_lists
 from hawse.vfio.emulated import read_table
 from hawse.vfio.requests import Group

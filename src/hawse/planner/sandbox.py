@@ -20,12 +20,12 @@ from hawse.plan.capacity import Room
 from hawse.plan.model import ContainerPlan, MachinePlan, PlugStep, SandboxPlan
 from hawse.planner import hugepages
 from hawse.planner.container import cgroup_of, container_plan, oom_score_of
-from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.planner.devices.plugs import dma_warning, plug_steps, shape
 from hawse.planner.kernel_modules import SHARE as MODULES
 from hawse.planner.kernel_modules import modules_share
-from hawse.planner.machine import plan_machine
 from hawse.planner.request import read_request
+from hawse.planner.vm import plan_machine
 from hawse.planner.vm_size import check_size, limits_of
 from hawse.state.steps import COMMAND, process_start
 from hawse.vfio.requests import Group

@@ -25,7 +25,7 @@ import threading
 from functools import partial
 
 from hawse.errors import LinkError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.blocking import Incoming, Outgoing, Port, end_writing
 from hawse.link.flow import decode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA
@@ -76,7 +76,7 @@ def main() -> None:
     if (view := int(sys.argv[4])) >= 0:
         # Imported here, since only the first process has a view. Import the modules for _confine(), too: nothing can be
         # imported after enter().
-        from hawse.linux import capabilities, landlock, processes  # noqa: F401
+        from hawse.linux import landlock, process_capabilities, processes  # noqa: F401
         from hawse.proxy import system_calls  # noqa: F401
         from hawse.proxy.view import enter
 
@@ -84,7 +84,7 @@ def main() -> None:
             enter(view)
         except OSError as error:
             params["failure"] = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
-    port.send(control.encode_call(1, "proxy", params))
+    port.send(messages.encode_call(1, "proxy", params))
     _confine()
     process = directions(preserved)
     inputs = {fd: Outgoing(port, _BASE + fd) for fd in read_by(process)}
@@ -112,10 +112,10 @@ def _confine() -> None:
     A step that the kernel refuses is skipped without a message: stderr is the container's, and the process needs its
     proxy more.
     """
-    from hawse.linux import capabilities, landlock, processes
+    from hawse.linux import landlock, process_capabilities, processes
     from hawse.proxy import system_calls
 
-    no_capabilities = partial(capabilities.keep_only, ())
+    no_capabilities = partial(process_capabilities.keep_only, ())
     for step in (no_capabilities, processes.give_up_privileges, landlock.restrict, system_calls.install):
         try:
             step()
@@ -130,7 +130,7 @@ def _serve(
     try:
         for stream, kind, payload in port.frames():
             if kind == EVENT:
-                name, params = control.decode_event(payload)
+                name, params = messages.decode_event(payload)
                 if name == "exit":
                     return int(params["code"])
                 if name == "notify" and notices is not None and notices.qsize() < _MOST_NOTICES:
@@ -216,9 +216,9 @@ def _forward_signals(port: Port, signals: set[int], terminal: int) -> None:
         try:
             if terminal >= 0 and number == signal.SIGWINCH:
                 rows, columns = _size(terminal) or (0, 0)
-                port.send(control.encode_event("resize", {"rows": rows, "columns": columns}))
+                port.send(messages.encode_event("resize", {"rows": rows, "columns": columns}))
             else:
-                port.send(control.encode_event("signal", {"number": int(number)}))
+                port.send(messages.encode_event("signal", {"number": int(number)}))
         except LinkError:
             return
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hawse.errors import ConfigError
 from hawse.vfio import sysfs
-from hawse.vfio.device_rules import is_dynamic
+from hawse.vfio.rule_numbers import is_dynamic
 
 #: The models of QEMU 7.2 or 10.0 that were tested with vfio-pci in a guest; True for a model with an I/O BAR.
 MODELS = {"edu": False, "e1000e": True, "e1000": True, "igb": True, "nvme": False, "pci-testdev": True}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hawse.errors import DeviceError
-from hawse.vfio import members, sysfs
+from hawse.vfio import group_members, sysfs
 from hawse.vfio.driver_names import is_vfio
 
 #: Drivers other than VFIO's that leave a group's DMA to its user (Linux drivers/pci/pcie/portdrv.c and pci-stub.c).
@@ -78,8 +78,8 @@ def read_group(number: int, *, root: str = "") -> HostGroup:
     names = sysfs.group_members(number, root=root)
     if not names:
         raise DeviceError(f"IOMMU group {number} does not exist on this host", hint="see /sys/kernel/iommu_groups")
-    members.check_names(names, where=f"IOMMU group {number}")
-    bridges = [name for name in names if members.is_bridge(name, root=root)]
+    group_members.check_names(names, where=f"IOMMU group {number}")
+    bridges = [name for name in names if group_members.is_bridge(name, root=root)]
     functions = tuple(_read_function(name, root) for name in names if name not in bridges)
     if not functions:
         raise DeviceError(
@@ -91,7 +91,7 @@ def read_group(number: int, *, root: str = "") -> HostGroup:
 
 def read_function(address: str, *, root: str = "") -> list[Function]:
     """The function in a list, which is empty for a bridge. Raises :class:`DeviceError`."""
-    return [] if members.is_bridge(address, root=root) else [_read_function(address, root)]
+    return [] if group_members.is_bridge(address, root=root) else [_read_function(address, root)]
 
 
 def check_bridges(group: HostGroup) -> None:

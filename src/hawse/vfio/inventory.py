@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hawse.errors import DeviceError
-from hawse.vfio import groups, members, obstacles, sysfs
+from hawse.vfio import group_members, groups, obstacles, sysfs
 from hawse.vfio.driver_names import is_vfio
 from hawse.vfio.groups import Function, HostGroup
 from hawse.vfio.obstacles import NOTHING, Accepted
@@ -59,7 +59,7 @@ def read(*, root: str = "", holders: Holders = groups.holders, accepted: Accepte
         try:
             group = groups.read_group(number, root=root)
         except DeviceError as error:
-            if members.mediated(sysfs.group_members(number, root=root)):
+            if group_members.mediated(sysfs.group_members(number, root=root)):
                 listings.append(Listing(number, node, (), tuple(holders(number)), error.message, error.hint))
             continue  # the group contains only bridges, or has just vanished
         users = tuple(holders(number))

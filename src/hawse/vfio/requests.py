@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hawse.errors import DeviceError
-from hawse.vfio import members, sysfs
+from hawse.vfio import group_members, sysfs
 from hawse.vfio.emulated import EmulatedGroup, find
 from hawse.vfio.groups import HostGroup, check_viable, read_group
 from hawse.vfio.node import CONTAINER_NUMBERS, CONTAINER_PATH, IOMMU_PATH, VfioNode, file_node, group_node
@@ -160,8 +160,8 @@ def _behind_file(path: str, major: int, minor: int, root: str) -> tuple[str, int
     The path in sysfs is .../0000:3b:00.0/vfio-dev/vfio0 (Linux Documentation/ABI/testing/sysfs-devices-vfio-dev).
     """
     address = os.readlink(f"{root}/sys/dev/char/{major}:{minor}").rstrip("/").split("/")[-3]
-    if members.mediated([address]):
-        members.check_names([address], where=f"linux.devices: {path}")
+    if group_members.mediated([address]):
+        group_members.check_names([address], where=f"linux.devices: {path}")
     number = sysfs.iommu_group(address, root=root)
     if number is None:
         raise DeviceError(

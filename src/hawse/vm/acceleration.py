@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from hawse.cache import results
 from hawse.errors import HostError
-from hawse.vm.capabilities import Capabilities
+from hawse.vm.qemu_features import Capabilities
 
 _SECONDS = 30
 #: Maximum number of bytes that are read from QEMU's stderr.

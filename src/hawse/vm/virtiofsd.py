@@ -12,7 +12,7 @@ CANDIDATES = ("/usr/libexec/virtiofsd", "/usr/lib/qemu/virtiofsd")
 _SECONDS = 10
 _REPAIR = 'reinstall it, or set vm.share = "9p"'
 
-#: The warning where virtiofsd cannot keep its capabilities while it creates a file (hawse.linux.capabilities).
+#: The warning where virtiofsd cannot keep its capabilities while it creates a file (hawse.linux.process_capabilities).
 FEW_RIGHTS = (
     "vm.share: virtiofsd makes files with the rights of their user id and group id only, since hawse has no "
     "CAP_SETPCAP: a container's process whose rights come from supplementary groups or capabilities cannot make files "

@@ -14,7 +14,7 @@ from hawse.agent.container.container import Container
 from hawse.agent.container.prepared import Prepared
 from hawse.agent.devices.map_file import with_map
 from hawse.agent.machine import hugepages
-from hawse.agent.mounts import options as mount_options
+from hawse.agent.mounts import crun_options as mount_options
 from hawse.agent.mounts import submounts
 from hawse.errors import StateError
 from hawse.link.streams import STDIO

@@ -10,7 +10,7 @@ from hawse.agent.streams.stdio import Stdio
 from hawse.agent.system.reaper import Reaper
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import LinkError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.agreed import RUN
 from hawse.link.blocking import Port
 from hawse.link.flow import decode_credit
@@ -81,7 +81,7 @@ class Guest:
 
     def send_event(self, name: str, fields: Document) -> None:
         """Send an event to the host. Raises :class:`LinkError` if the host has closed the link, which ends this VM."""
-        self._port.send(control.encode_event(name, fields))
+        self._port.send(messages.encode_event(name, fields))
 
     def report(self, name: str, fields: Document) -> None:
         """Like :meth:`send_event`, but ignore a closed link."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hawse.errors import UsageError
 from hawse.json_text import Document, parse
-from hawse.planner.devices.options import accepted_risks
+from hawse.planner.devices.device_options import accepted_risks
 from hawse.state.store import Store
 from hawse.vfio import inventory
 from hawse.vfio.bind import records, targets

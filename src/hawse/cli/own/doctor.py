@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from hawse.commands.delete import delete
 from hawse.config import Config
-from hawse.doctor import host, machine
+from hawse.doctor import host, requirements
 from hawse.doctor.check import MISSING, READY, Finding, readiness, without_devices
 from hawse.errors import HawseError
-from hawse.planner.devices.options import accepted_risks
+from hawse.planner.devices.device_options import accepted_risks
 from hawse.state.store import Store
 from hawse.vfio.bind import bind as binding
 from hawse.vfio.bind import records, targets
@@ -72,13 +72,13 @@ def check_all(config: Config, state: str, *, root: str = "") -> list[Finding]:
     accepted = accepted_risks(config)
     confined = config.vm.confine != "off"
     return [
-        machine.state_directory(state),
-        machine.qemu(config),
-        machine.guest_image(config),
-        machine.acceleration(config),
-        machine.sharing(config),
-        machine.jail(config),
-        machine.templates(config),
+        requirements.state_directory(state),
+        requirements.qemu(config),
+        requirements.guest_image(config),
+        requirements.acceleration(config),
+        requirements.sharing(config),
+        requirements.jail(config),
+        requirements.templates(config),
         host.iommu(root=root),
         host.interrupts(accepted=accepted.unsafe_interrupts, root=root),
         host.vfio(root=root),
@@ -87,8 +87,8 @@ def check_all(config: Config, state: str, *, root: str = "") -> list[Finding]:
         host.dma_mappings(config.vm.memory_mib, root=root),
         host.dma_addresses(root=root),
         host.hugepages(page_kib=KIB.get(config.vm.hugepages, 0), memory_mib=config.vm.memory_mib, root=root),
-        machine.left_over(state)[0],
-        machine.left_bound(state, root=root)[0],
+        requirements.left_over(state)[0],
+        requirements.left_bound(state, root=root)[0],
     ]
 
 
@@ -100,7 +100,7 @@ def _repair(state: str, *, root: str, effects: Effects) -> list[str]:
     lines = []
     directory = records.directory_of(state)
     stuck = set()
-    for record in machine.left_bound(state, root=root)[1]:
+    for record in requirements.left_bound(state, root=root)[1]:
         try:
             line = _restored(record, root)
             binding.restore_drivers([record], directory=directory, root=root, effects=effects)
@@ -108,7 +108,7 @@ def _repair(state: str, *, root: str, effects: Effects) -> list[str]:
         except HawseError as error:
             stuck.add(record.owner)
             lines.append(error.sentence())
-    for name in machine.left_over(state)[1]:
+    for name in requirements.left_over(state)[1]:
         if name in stuck:
             continue
         try:

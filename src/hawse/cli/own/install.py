@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from hawse.config import DEFAULT_PATH, ImageFiles, Vm
 from hawse.errors import HawseError, HostError, UsageError
-from hawse.install import settings as own
+from hawse.install import default_config as own
+from hawse.install.config_files import read, write
 from hawse.install.edits import ENGINES, Engine, Registration
-from hawse.install.files import read, write
 from hawse.vm import acceleration
 from hawse.vm.image import store
 

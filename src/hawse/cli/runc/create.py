@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from hawse.commands.create import Created, create
 from hawse.commands.delete import delete
 from hawse.commands.descriptors import activated, preserve
+from hawse.commands.host_process import IoOptions, write_pid_file
 from hawse.commands.pidfd import FIRST, send
-from hawse.commands.process import IoOptions, write_pid_file
 from hawse.errors import UsageError
 from hawse.oci.pods import CONTAINER, role_of
 

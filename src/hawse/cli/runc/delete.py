@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hawse.cli.options import expect, split
+from hawse.cli.hot_options import expect, split
 from hawse.commands.delete import delete
 from hawse.notes import warning
 

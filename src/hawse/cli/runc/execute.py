@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from hawse.commands.console import caller_terminal, raw_mode
 from hawse.commands.descriptors import preserve
 from hawse.commands.execute import execute
+from hawse.commands.host_process import IoOptions, attend, write_pid_file
 from hawse.commands.pidfd import FURTHER, send
-from hawse.commands.process import IoOptions, attend, write_pid_file
 from hawse.errors import CommandError, HawseError, UsageError
 from hawse.json_text import Document
 from hawse.oci.load import load_bundle, load_process

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 
-from hawse.cli.options import expect, split
+from hawse.cli.hot_options import expect, split
 from hawse.commands.client import MonitorEndedError, call
 from hawse.errors import StateError, UsageError, VmError
 from hawse.state.store import STOPPED

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from hawse.cli.runc import create
 from hawse.commands.console import caller_terminal, raw_mode
 from hawse.commands.delete import delete
+from hawse.commands.host_process import attend, write_pid_file
 from hawse.commands.pidfd import FIRST, send
-from hawse.commands.process import attend, write_pid_file
 from hawse.commands.start import start
 from hawse.errors import HawseError, from_wire
 from hawse.notes import warning

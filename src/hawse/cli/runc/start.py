@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from hawse.cli.options import expect, split
+from hawse.cli.hot_options import expect, split
 from hawse.commands.start import start
 from hawse.notes import warning
 

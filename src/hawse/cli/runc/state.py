@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hawse.cli.options import expect, split
+from hawse.cli.hot_options import expect, split
 from hawse.state.store import public
 
 TYPE_CHECKING = False  # typing's import would cost a hot verb a tenth of its time

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
-from hawse.cli.options import expect, see, split
+from hawse.cli.hot_options import expect, see, split
 from hawse.commands.client import call
 from hawse.errors import ConfigError, UsageError
 from hawse.json_text import Document, parse

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from hawse.errors import HawseError, LinkError, VmError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.agreed import PROTOCOL
 from hawse.link.flow import ReceiveWindow, SendWindow, decode_credit, encode_credit
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, FROM_GUEST, MAX_DATA, REPLY, Decoder, Frame, encode
@@ -149,7 +149,7 @@ class GuestLink:
         number = next(self._numbers)
         answer: asyncio.Future[object] = asyncio.get_running_loop().create_future()
         self._calls[number] = answer
-        self.send(control.encode_call(number, name_of(call), parameters(call)))
+        self.send(messages.encode_call(number, name_of(call), parameters(call)))
         try:
             async with asyncio.timeout(seconds):
                 return read_answer(call, await answer)
@@ -181,7 +181,7 @@ class GuestLink:
     def _dispatch(self, frame: Frame) -> None:
         stream, kind, payload = frame
         if kind == REPLY:
-            number, result, error = control.decode_reply(payload)
+            number, result, error = messages.decode_reply(payload)
             answer = self._calls.get(number)
             if answer is None or answer.done():
                 return  # the call has timed out, or did not exist
@@ -190,7 +190,7 @@ class GuestLink:
             else:
                 answer.set_exception(error)
         elif kind == EVENT:
-            self._event(read_event(*control.decode_event(payload)))
+            self._event(read_event(*messages.decode_event(payload)))
         elif kind in (DATA, CREDIT, EOF):
             route = self._routes.get(stream // STREAMS)
             if route is not None:

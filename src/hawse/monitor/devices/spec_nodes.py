@@ -9,8 +9,8 @@ from hawse.json_text import Document
 from hawse.monitor.devices.guest_nodes import container_paths, owner_of_path
 from hawse.notes import Note, debug, warning
 from hawse.oci.document import devices_of, rules_of, with_devices
-from hawse.vfio.device_rules import translate
 from hawse.vfio.node import CONTAINER_PATH, VfioNode
+from hawse.vfio.rule_numbers import translate
 
 Numbers = tuple[int, int]
 

@@ -20,7 +20,7 @@ from hawse.monitor.agent.identity import wake
 from hawse.monitor.machine.bounded_log import BoundedLog, collect
 from hawse.monitor.machine.programs import Program, Watched
 from hawse.monitor.machine.qemu_warnings import QemuWarnings
-from hawse.monitor.machine.start import Launched
+from hawse.monitor.machine.start_programs import Launched
 from hawse.plan import model
 from hawse.state.steps import GUEST, QEMU, SHARE, Steps
 from hawse.vm.arguments import SHARE_TAG, plug_share

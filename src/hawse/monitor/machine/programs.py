@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from hawse.errors import HostError, VmError
-from hawse.linux import capabilities, oom_score
+from hawse.linux import oom_score, process_capabilities
 from hawse.linux.processes import (
     ChildrenApart,
     NamespaceError,
@@ -140,7 +140,7 @@ def _configure_child(*, lock_memory: bool, oom_score_adj: int | None, file_serve
         _lift(resource.RLIMIT_MEMLOCK)
     if file_server:
         with suppress(OSError):  # the plan warns where CAP_SETPCAP is missing
-            capabilities.keep_through_user_changes()
+            process_capabilities.keep_through_user_changes()
 
 
 def limit_own_memory() -> None:

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from hawse.errors import HostError
-from hawse.jail import process, tree, users
-from hawse.jail.root import INITRD, KERNEL, Root
+from hawse.jail import before_exec, tree, users
+from hawse.jail.root_directory import INITRD, KERNEL, Root
 from hawse.plan.model import JailPlan, PlugStep
 from hawse.vm.arguments import VmShape
 
@@ -56,9 +56,12 @@ class Jail:
         return list(_SANDBOX) if self._plan.filters else []
 
     def enter(self) -> None:
-        """Enter the jail, in the forked child before it executes QEMU. Raises :class:`hawse.jail.process.Failure`."""
-        limits = process.Limits(file_bytes=self._plan.file_bytes)
-        process.enter(self.nodes.directory, user=self.user, limits=limits, parent=self._monitor)
+        """Enter the jail, in the forked child before QEMU is executed.
+
+        Raises :class:`hawse.jail.before_exec.Failure`.
+        """
+        limits = before_exec.Limits(file_bytes=self._plan.file_bytes)
+        before_exec.enter(self.nodes.directory, user=self.user, limits=limits, parent=self._monitor)
 
     def admit_cold(self, plugs: list[PlugStep]) -> None:
         """Let QEMU open the devices that it starts with. Raises :class:`DeviceError`."""

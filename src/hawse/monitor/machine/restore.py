@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack
 from hawse.errors import HawseError, VmError
 from hawse.monitor.agent.calls import PrepareTemplate
 from hawse.monitor.machine.machine import Machine, begin_sharing, boot, restore
-from hawse.monitor.machine.start import Launched, describe, launch
+from hawse.monitor.machine.start_programs import Launched, describe, launch
 from hawse.notes import Notes, warning
 from hawse.plan import model
 from hawse.state.steps import MEMORY, QEMU, Steps

@@ -16,7 +16,7 @@ from hawse.errors import HawseError, LinkError
 from hawse.monitor.agent.calls import Refuse
 from hawse.monitor.agent.events import Dial, Query
 from hawse.monitor.processes.connection import Connection
-from hawse.monitor.processes.processes import Processes
+from hawse.monitor.processes.process_table import Processes
 
 AnyEvent = TypeVar("AnyEvent", Dial, Query)
 

@@ -22,7 +22,7 @@ from hawse.notes import Note, warning
 
 if TYPE_CHECKING:
     from hawse.monitor.network.host_network import Network
-    from hawse.monitor.processes.processes import Processes
+    from hawse.monitor.processes.process_table import Processes
 
 #: The stream of a connection is that of the first descriptor after stdio.
 STREAM = len(STDIO)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 
 from hawse.errors import HostError, StateError, from_wire
 from hawse.host import network_namespace, redirects
-from hawse.host.programs import program
+from hawse.host.own_programs import program
 from hawse.json_text import Document
 from hawse.linux.processes import Process
 from hawse.version import VERSION

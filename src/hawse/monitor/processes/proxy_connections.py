@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from hawse.errors import LinkError
-from hawse.link import control
+from hawse.link import messages
 from hawse.link.frames import CREDIT, DATA, EOF, EVENT, MAX_DATA, Decoder, Frame, encode
 from hawse.link.streams import STDIO, STREAMS
 from hawse.linux.processes import Process
@@ -53,18 +53,18 @@ class Proxy:
     def placed(self) -> None:
         """Report to the proxy that it was moved into the container's cgroup."""
         if not self._writer.is_closing():
-            self._writer.write(control.encode_event("placed", {}))
+            self._writer.write(messages.encode_event("placed", {}))
 
     def notify(self, notice: str) -> None:
         """Pass on a notification. A proxy that does not read, for example a stopped one, misses it."""
         if not self._writer.is_closing() and self._writer.transport.get_write_buffer_size() < _MOST_QUEUED:
-            self._writer.write(control.encode_event("notify", {"notice": notice}))
+            self._writer.write(messages.encode_event("notify", {"notice": notice}))
 
     def exit(self, code: int) -> None:
         """Send the exit code: the process has ended, and all of its output was forwarded."""
         self._finished = True
         if not self._writer.is_closing():
-            self._writer.write(control.encode_event("exit", {"code": code}))
+            self._writer.write(messages.encode_event("exit", {"code": code}))
             self._writer.close()
 
     async def closed(self) -> None:
@@ -86,7 +86,7 @@ class Proxy:
             while True:
                 for stream, kind, payload in frames:
                     if kind == EVENT:
-                        name, params = control.decode_event(payload)
+                        name, params = messages.decode_event(payload)
                         if name == "signal":
                             on_signal(int(params["number"]))
                         elif name == "resize":

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from hawse.errors import DeviceError
-from hawse.planner.devices.options import VF_TOKEN, DeviceOptions
+from hawse.planner.devices.device_options import VF_TOKEN, DeviceOptions
 from hawse.vfio import obstacles, resets
 from hawse.vfio.driver_names import is_vfio
 from hawse.vfio.groups import Function, HostGroup, check_free, check_viable
 from hawse.vfio.host import dma_width, locked_memory
 from hawse.vfio.requests import Group
-from hawse.vm.capabilities import Capabilities
+from hawse.vm.qemu_features import Capabilities
 
 
 def check_host(groups: Sequence[Group], options: DeviceOptions, *, root: str = "") -> list[str]:

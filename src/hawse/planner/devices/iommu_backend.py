@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Sequence
 
 from hawse.errors import DeviceError
-from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.vfio import sysfs
 from hawse.vfio.driver_names import is_vfio
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.host import iommufd
 from hawse.vfio.node import VfioNode
 from hawse.vfio.requests import Group
-from hawse.vm.capabilities import Capabilities
+from hawse.vm.qemu_features import Capabilities
 
 
 def by_file(

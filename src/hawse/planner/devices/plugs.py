@@ -6,8 +6,8 @@ from collections.abc import Collection, Sequence
 
 from hawse.notes import Note, debug, warning
 from hawse.plan import model as plan
+from hawse.planner.devices.device_options import KEEP_ADDRESSES, DeviceOptions
 from hawse.planner.devices.group_checks import token_of
-from hawse.planner.devices.options import KEEP_ADDRESSES, DeviceOptions
 from hawse.vfio.emulated import MODELS, EmulatedGroup
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.host import dma_mappings

@@ -18,20 +18,20 @@ from hawse.oci.guest.specification import GuestPlan
 from hawse.oci.load import Bundle
 from hawse.oci.pods import SINGLE
 from hawse.oci.types import Device, Linux
+from hawse.planner.devices.device_options import DeviceOptions
 from hawse.planner.devices.group_checks import check_host, check_tokens, unused_token
 from hawse.planner.devices.guest_drivers import take_out
 from hawse.planner.devices.iommu_backend import by_file
-from hawse.planner.devices.options import DeviceOptions
+from hawse.planner.devices.named_groups import find_groups
 from hawse.planner.devices.other_nodes import OtherNodes, read_nodes
 from hawse.planner.devices.privileged import choose
-from hawse.planner.devices.targets import find_groups
 from hawse.planner.devices.vfio_nodes import add_named, with_groups
 from hawse.vfio.allowed import check_allowed
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.groups import HostGroup
 from hawse.vfio.node import VfioNode
 from hawse.vfio.requests import Group, Request, find_request
-from hawse.vm.capabilities import Capabilities
+from hawse.vm.qemu_features import Capabilities
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 from hawse.json_text import Document
 from hawse.oci.document import devices_of, rules_of, with_devices
 from hawse.plan import model as plan
-from hawse.vfio.device_rules import of_node
 from hawse.vfio.node import VfioNode, container_node, group_node
 from hawse.vfio.requests import Group, Request
+from hawse.vfio.rule_numbers import of_node
 
 _RIGHTS = ("fileMode", "uid", "gid")
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hawse.errors import DeviceError, UsageError
-from hawse.vfio import groups, members, sysfs
+from hawse.vfio import group_members, groups, sysfs
 from hawse.vfio.bind import records
 from hawse.vfio.driver_names import is_vfio
 
@@ -80,7 +80,7 @@ def choose(addresses: Sequence[str], *, with_group: bool, root: str = "") -> lis
 def _read(address: str, root: str) -> Target:
     if not exists(address, root=root):
         raise DeviceError(f"{address}: this host has no such PCI function", hint="`hawse devices` lists them")
-    if members.is_bridge(address, root=root):
+    if group_members.is_bridge(address, root=root):
         raise DeviceError(
             f"{address} is a bridge, which VFIO does not accept",
             hint="name a function behind it: `hawse devices` lists them",

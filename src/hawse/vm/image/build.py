@@ -22,6 +22,7 @@ from hawse.link import agreed
 from hawse.linux.files import replace_file
 from hawse.vm.image import collect, packages
 from hawse.vm.image.cpio import write_archive
+from hawse.vm.image.file_tree import add_programs, add_python
 from hawse.vm.image.lock import open_lock
 from hawse.vm.image.modules import add_autoload, add_drivers, add_kernel_modules
 from hawse.vm.image.packages import Package, Progress
@@ -39,7 +40,6 @@ from hawse.vm.image.store import (
     sources_digest,
     tree_digest,
 )
-from hawse.vm.image.tree import add_programs, add_python
 from hawse.vm.image.vmlinux import bootable
 
 _NODES = (("dev/console", stat.S_IFCHR | 0o600, 5, 1), ("dev/null", stat.S_IFCHR | 0o666, 1, 3))

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from hawse.errors import ImageError
+from hawse.vm.image.file_tree import chroot, inside
 from hawse.vm.image.store import module_name
-from hawse.vm.image.tree import chroot, inside
 
 #: The dependencies of each module, by its path in the kernel's module directory: modules.dep (depmod(8)).
 Needs = Mapping[str, Sequence[str]]

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from hawse.config import Config
 from hawse.errors import HostError
-from hawse.linux import capabilities as rights
+from hawse.linux import process_capabilities as rights
 from hawse.notes import Note, debug, noted, warning
 from hawse.plan.model import MachinePlan, Template
 from hawse.planner.confinement import plan_jail
@@ -18,10 +18,10 @@ from hawse.planner.kernel_modules import check_loaded, find_image
 from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.host import dma_width
 from hawse.vfio.requests import Group
-from hawse.vm import acceleration, capabilities, host_hugepages, templates, virtiofsd
+from hawse.vm import acceleration, host_hugepages, qemu_features, templates, virtiofsd
 from hawse.vm.arguments import VmShape
-from hawse.vm.capabilities import Capabilities
 from hawse.vm.ports import PortPlan, plan_ports
+from hawse.vm.qemu_features import Capabilities
 from hawse.vm.size import Limits, host_size, machine_size
 
 #: Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower.
@@ -33,7 +33,7 @@ _DEVICE = {"kvm": 15.0, "tcg": 120.0}
 
 def ask_qemu(config: Config) -> Capabilities:
     """The capabilities of the configured QEMU. Raises HostError or VmError."""
-    return capabilities.ask(config.vm.qemu, directory=config.image.cache)
+    return qemu_features.ask(config.vm.qemu, directory=config.image.cache)
 
 
 def plan_machine(

@@ -18,7 +18,7 @@ from hawse.json_text import Document
 from hawse.linux.files import replace_file
 from hawse.oci.process.notify_socket import Notify
 from hawse.plan.model import ContainerPlan
-from hawse.planner.view import shown
+from hawse.planner.shown_files import shown
 from hawse.proxy.view import encode
 from hawse.state.store import Store
 

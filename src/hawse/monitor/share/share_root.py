@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 from hawse.errors import ConfigError, HostError
-from hawse.host.mounts.bind_sources import Source
 from hawse.host.mounts.kernel_views import KERNEL_VIEWS
+from hawse.host.mounts.open_sources import Source
 from hawse.host.mounts.origins import Below, read_origin
 from hawse.linux import mountinfo, mounts
 from hawse.monitor.share import exports
@@ -90,7 +90,7 @@ class ShareRoot:
             ) from None
 
     def place(self, container: str, shares: Sequence[Share], sources: Sequence[Source]) -> list[str]:
-        """Mount a container's shares, whose sources :func:`hawse.host.mounts.bind_sources.open_sources` opened.
+        """Mount a container's shares, whose sources :func:`hawse.host.mounts.open_sources.open_sources` opened.
 
         The caller closes the descriptors. Returns warnings.
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from hawse.errors import ImageError
 from hawse.linux import mounts
-from hawse.linux.capabilities import keep_only
+from hawse.linux.process_capabilities import keep_only
 from hawse.linux.processes import ChildrenApart, give_up_privileges, leave_namespaces
 
 _LOADER = "/lib64/ld-linux-x86-64.so.2"

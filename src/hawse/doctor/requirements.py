@@ -17,7 +17,7 @@ from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, Store
 from hawse.vfio.bind import records as bindings
 from hawse.vfio.bind import targets
 from hawse.vm import acceleration as accel
-from hawse.vm import capabilities, virtiofsd
+from hawse.vm import qemu_features, virtiofsd
 from hawse.vm import templates as template
 
 #: QEMU devices that every sandbox needs, and the bridge that a VM of a pod needs.
@@ -37,7 +37,7 @@ _SOCKET_SECONDS, _LISTEN_SECONDS = 10.0, 1.0
 def qemu(config: Config) -> Finding:
     """Check that QEMU runs and provides the devices that hawse needs."""
     try:
-        can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
+        can = qemu_features.ask(config.vm.qemu, directory=config.image.cache)
     except HawseError as error:
         return _missing("QEMU", error, "install a QEMU that runs, or set vm.qemu in the configuration")
     missing = [name for name in _DEVICES if name not in can.devices]
@@ -55,7 +55,7 @@ def qemu(config: Config) -> Finding:
 def sharing(config: Config) -> Finding:
     """Check how the container's files are shared with a guest: by virtiofs or by 9p."""
     try:
-        can = capabilities.ask(config.vm.qemu, directory=config.image.cache)
+        can = qemu_features.ask(config.vm.qemu, directory=config.image.cache)
         able, special = _SHARE in can.devices, can.makes_special_files
     except HawseError:
         able = special = True  # the check of QEMU reports this error

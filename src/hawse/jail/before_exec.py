@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from hawse.jail import seccomp
 from hawse.linux import mounts
-from hawse.linux.capabilities import drop_bounding, keep_only
+from hawse.linux.process_capabilities import drop_bounding, keep_only
 from hawse.linux.processes import die_with, give_up_privileges, leave_namespaces
 
 #: Below /proc a process sees only itself (Linux Documentation/filesystems/proc.rst, subset=, since 5.8).
