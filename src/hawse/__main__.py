@@ -46,7 +46,6 @@ VERBS = {
     "install": "own.install",
 }
 
-
 #: Verbs that engines call very often. They load neither argparse nor third-party libraries.
 HOT = {"state", "start", "kill", "delete", "update"}
 #: The reason why two verbs of runc are missing. Podman calls `checkpoint --help`, and accepts the error.

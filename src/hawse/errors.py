@@ -128,7 +128,7 @@ KINDS = {
     kind.__name__: kind
     for kind in (
         HawseError, UsageError, ConfigError, HostError, ImageError, DeviceError, VmError, RefusedError, LinkError,
-        StateError,        NotFoundError, CommandError,
+        StateError, NotFoundError, CommandError,
     )
 }  # fmt: skip
 

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Difference:
-    """The reason of one. ``here``: whether it exists on this host. ``where``: the hosts, in words; "" for all."""
+    """Why a runtime does not pass a case.
+
+    ``exists_here``: whether this host has the difference. ``hosts``: the hosts that have it, in words; "" for all.
+    """
 
     why: str
-    where: str = ""
-    here: Callable[[], bool] = lambda: True
+    hosts: str = ""
+    exists_here: Callable[[], bool] = lambda: True
 
 
 def _lacks_sys_resource() -> bool:
@@ -78,5 +81,5 @@ DIFFERENCES: dict[str, dict[str, Difference]] = {
 
 def known(case: str, runtime: str) -> Difference | None:
     """The known difference of a case for a runtime on this host."""
-    found = DIFFERENCES.get(case, {}).get(runtime)
-    return found if found is not None and found.here() else None
+    difference = DIFFERENCES.get(case, {}).get(runtime)
+    return difference if difference is not None and difference.exists_here() else None

@@ -41,7 +41,7 @@ def verdict(case: Case, runtime: str, notes: list[Difference]) -> str:
         return "passes"
     if difference not in notes:
         notes.append(difference)
-    what = f"not {difference.where}" if difference.where else "differs"
+    what = f"not {difference.hosts}" if difference.hosts else "differs"
     return f"{what} [{notes.index(difference) + 1}]"
 
 
@@ -53,7 +53,7 @@ def section(case: Case) -> str:
 def count(cases: Sequence[Case], runtime: str) -> str:
     """The number of cases that a runtime passes on every host, and on suitable hosts."""
     differences = [DIFFERENCES.get(case.id, {}).get(runtime) for case in cases]
-    depending = sum(each is not None and bool(each.where) for each in differences)
+    depending = sum(each is not None and bool(each.hosts) for each in differences)
     return f"{runtime} passes {differences.count(None)}" + (f", {depending} more on some hosts," if depending else "")
 
 

@@ -48,7 +48,7 @@ async def prove_limit(agent: Agent, processes: Processes, count: int) -> None:
     """Wait until there are ``count`` connections, and assert that no further client is accepted.
 
     These clients are in the listen backlog. So this process could accept one in each round of its event loop, and the
-    agent would if one of its threads were not asleep. It is awake again if a call of this process reaches it meanwhile.
+    agent would if one of its threads were not asleep. A call of this process may wake a thread, so check again.
     """
     asleep = False
     while not asleep:

@@ -177,3 +177,9 @@ class FakeLink:
         if isinstance(answer, HawseError):
             raise answer
         return calls.read_answer(call, answer)
+
+
+def fails_at(number: int, error: HawseError) -> Any:
+    """The answers to the commands; the command with that number fails."""
+    count = iter(range(1000))
+    return lambda _command, _arguments: error if next(count) == number else None

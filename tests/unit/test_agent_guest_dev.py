@@ -117,7 +117,7 @@ def test_other_nodes_are_bound_unless_the_guest_has_them(tmp_path: Path, everyth
     fifo = {"path": "/dev/fifo", "type": "p"}
     devices = [node("/dev/same", 1, 3), node("/dev/other", 1, 5), node("/dev/new/one", 1, 3), fifo]
     spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
-    spec, replaced = with_bound_nodes(spec, "/nodes", everything=everything, root=str(tmp_path))
+    spec, replaced = with_bound_nodes(spec, "/nodes", all_nodes=everything, root=str(tmp_path))
     assert replaced == devices[0 if everything else 1 :]
     paths = mount_points(replaced, spec)
     assert paths == [device["path"] for device in replaced]

@@ -74,7 +74,7 @@ def test_devices_that_the_configuration_does_not_allow_are_not_bound(
     nic = Function(address="0000:81:00.0", vendor=0x8086, device=0x10D3, class_code=0x020000, driver="ixgbe", bars=())
     taken: list[object] = []
     monkeypatch.setattr(attach, "find_groups", lambda *_: [HostGroup(9, (nic,))])
-    monkeypatch.setattr(attach, "take", lambda addresses, _store: taken.append(addresses))
+    monkeypatch.setattr(attach, "bind_functions", lambda addresses, _store: taken.append(addresses))
     monkeypatch.setattr(obstacles, "check", lambda _group, **_options: None)
     for allowed in ('"driver:vfio-pci"', '"0000:3b:*"', ""):
         hawse.configure(Ready(f"{tmp_path}/other").config(more=f"[devices]\nmanaged = true\nallow = [{allowed}]\n"))
@@ -98,7 +98,7 @@ def test_group_that_nothing_can_reset_is_bound_only_if_the_risk_is_accepted(
         raise DeviceError("as far as binding")
 
     monkeypatch.setattr(attach, "find_groups", lambda *_: [HostGroup(9, (nic,))])
-    monkeypatch.setattr(attach, "take", take)
+    monkeypatch.setattr(attach, "bind_functions", take)
     more = f"[devices]\nmanaged = true\nunresettable = {str(accepted).lower()}\n"
     hawse.configure(Ready(f"{tmp_path}/other").config(more=more))
     done = hawse("attach", "c1", "9")

@@ -8,15 +8,12 @@ import pytest
 from msgspec.structs import replace
 
 from hawse.errors import DeviceError, StateError, VmError
-from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.plan.model import ContainerPlan
-from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
-from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vfio.node import VfioNode, container_node, file_node, group_node
-from hawse.vm.ports import MIB, plan_ports
+from hawse.vm.ports import plan_ports
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.groups import BOUND, EDU, plan, wanted
@@ -189,62 +186,6 @@ def test_numbers_of_the_guest_are_checked(changes: dict[str, Any], refusal: str)
         [node, _] = machine.attachments.nodes
         assert node == replace(IOMMU, guest_path="/dev/iommu"), "the guest's kernel has no device files"
         assert node.guest_numbers is None
-
-    virtual_time.run(story())
-
-
-@pytest.mark.parametrize(
-    ("bars", "room"), [([0, 0, 1], True), ([0, 0, 0], False), ([1, 1], False), ([0, 0, 1, 0], True)]
-)
-def test_bar_needs_an_address_in_the_guest(bars: list[int], room: bool) -> None:
-    async def story() -> None:
-        group = HostGroup(
-            12, (Function("0000:3b:00.0", 1, 1, 0x020000, "vfio-pci", (Bar(2, MIB, False, True, True),)),)
-        )
-        steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
-        link = FakeLink({"bind_vfio": BOUND | {"bars": bars}})
-        if room:
-            await hotplug.attach(steps, [], FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
-        else:
-            with pytest.raises(DeviceError, match="no space for its BAR 2 of 1048576 bytes"):
-                await hotplug.attach(steps, [], FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
-
-    virtual_time.run(story())
-
-
-def test_only_the_bridge_of_a_group_without_room_is_scanned_again() -> None:
-    async def story() -> None:
-        bars = (Bar(0, MIB, False, True, True),)
-        groups = [
-            HostGroup(n, tuple(Function(f"0000:{n}:00.{f}", 1, 1, 0x020000, "vfio-pci", bars) for f in (0, 1)))
-            for n in (12, 13)
-        ]
-        steps = plug_steps(groups, plan_ports([shape(group) for group in groups]).slots, owner="c1")
-        placed, none = BOUND | {"bars": [MIB]}, BOUND | {"group": 4, "bars": [0]}
-        link = FakeLink(
-            {"bind_vfio": [placed, placed, none, none, *[none | {"bars": [MIB]}] * 2], "rescan_bridge": None}
-        )
-        nodes = [group_node(12), group_node(13)]
-        located = await hotplug.attach(steps, nodes, FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
-        assert [node.guest_group for node in located] == [3, 4]
-        again = steps[2].guest_address
-        assert [params for method, params in link.calls if method == "rescan_bridge"] == [{"address": again}]
-        bound = [params["address"] for method, params in link.calls if method == "bind_vfio"]
-        assert bound[4:] == [step.guest_address for step in steps[2:]]
-
-    virtual_time.run(story())
-
-
-def test_release_at_the_end_of_the_vm_ignores_what_stays() -> None:
-    """Devices that the guest keeps end with QEMU. A QEMU that does not answer is not an error then."""
-
-    async def story() -> None:
-        for patience, left in ((1, set()), (9, {"vfio-5-0"})):
-            qmp = FakeQmp(patience=patience)
-            qmp.plugged = {"vfio-5-0"}
-            await hotplug.release(plan(EDU).container.plugs, qmp)  # type: ignore[arg-type]
-            assert qmp.plugged == left
-        await hotplug.release(plan(EDU).container.plugs, FakeQmp(refuse=lambda *_: VmError("gone")))  # type: ignore[arg-type]
 
     virtual_time.run(story())
 

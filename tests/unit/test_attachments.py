@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
-from contextlib import nullcontext
 from typing import Any
 
 import msgspec
 import pytest
 
 from hawse.errors import DeviceError, HawseError, NotFoundError, RefusedError, StateError, VmError
-from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
 from hawse.plan.model import ContainerPlan
-from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
-from hawse.vfio.groups import Bar, Function, HostGroup
 from hawse.vfio.node import file_node
-from hawse.vm.ports import MIB, plan_ports
 from tests.support import virtual_time
-from tests.support.fake_qmp import FakeLink, FakeQmp
+from tests.support.fake_qmp import FakeLink, FakeQmp, fails_at
 from tests.support.groups import BOUND, EDU, NICS, plan, wanted
 from tests.support.plans import changed
 
@@ -46,12 +39,6 @@ class Sandbox:
 def live(path: str, major: int, minor: int, mode: int, uid: int, gid: int) -> dict[str, Any]:
     """A node, as in the parameters of the calls add_nodes and remove_nodes."""
     return {"path": path, "major": major, "minor": minor, "mode": mode, "uid": uid, "gid": gid}
-
-
-def fails_at(number: int, error: HawseError) -> Any:
-    """The answers to the commands; the command with that number fails."""
-    count = iter(range(1000))
-    return lambda _command, _arguments: error if next(count) == number else None
 
 
 def test_group_is_attached_and_detached() -> None:
@@ -119,50 +106,6 @@ def test_group_is_unplugged_if_the_guest_fails(answers: dict[str, Any], words: s
         with pytest.raises(HawseError, match=words):
             await box.attach(NICS)
         assert (box.qmp.plugged, box.attachments.state_entries(), len(box.claims.spares)) == (set(), [], 4)
-
-    virtual_time.run(story())
-
-
-def test_device_that_is_unplugged_during_its_hotplug_is_an_error() -> None:
-    """A guest took the signal of the hotplug for that of an unplug. The monitor does not wait for a removed device."""
-
-    async def story() -> None:
-        qmp = FakeQmp()
-        link = FakeLink({"bind_vfio": BOUND})
-
-        async def never(*_: object, **__: object) -> Any:
-            await asyncio.sleep(3600)
-
-        link.call = never  # type: ignore[method-assign]
-        steps = plan(EDU).container.plugs
-        waiting = asyncio.create_task(hotplug.attach(steps, [], qmp, link, seconds=5))  # type: ignore[arg-type]
-        while not qmp.plugged:
-            await asyncio.sleep(0)
-        qmp.drop("vfio-5-0")
-        with pytest.raises(DeviceError, match="the guest unplugged it as soon as it was plugged"):
-            await waiting
-
-    virtual_time.run(story())
-
-
-@pytest.mark.parametrize(
-    ("patience", "seconds", "asked", "left"), [(1, 12, 1, 0), (2, 12, 2, 0), (3, 12, 3, 0), (3, 9, 2, 2), (9, 3, 1, 2)]
-)
-def test_detach_asks_the_guest_again_until_its_deadline(patience: int, seconds: float, asked: int, left: int) -> None:
-    """Every five seconds, until the deadline; the back ends of functions that are gone are removed in reverse order."""
-
-    async def story() -> None:
-        qmp = FakeQmp(patience=patience)
-        steps = plan(NICS).container.plugs
-        qmp.plugged = {step.device for step in steps}
-        began = asyncio.get_running_loop().time()
-        removed = await hotplug.unplug(steps, qmp, seconds=seconds)  # type: ignore[arg-type]
-        took = asyncio.get_running_loop().time() - began
-        assert [command for command, _ in qmp.commands].count("device_del") == 2 * asked
-        assert len(removed) == left
-        backends = [] if left else ["net-vfio-7-1", "net-vfio-7-0"]
-        assert [name for command, name in qmp.commands if command == "netdev_del"] == backends
-        assert (seconds if left else 5 * (asked - 1)) <= took < seconds + 1
 
     virtual_time.run(story())
 
@@ -394,51 +337,5 @@ def test_invalid_report_about_device_files_is_refused(file: object, refusal: str
         with pytest.raises(VmError) as caught:
             await box.begin()
         assert caught.value.message.endswith(f" of group 5: the guest's answer to bind_vfio is unusable: {refusal}")
-
-    virtual_time.run(story())
-
-
-ROOM, NONE = BOUND | {"bars": [0, 0, 8 * MIB]}, BOUND | {"bars": [0, 0, 0]}
-RESCANNED = ["bind_vfio", "bind_vfio", "rescan_bridge", "bind_vfio", "bind_vfio"]
-
-
-@pytest.mark.parametrize(
-    ("functions", "answers", "calls", "words"),
-    [
-        (2, [ROOM, ROOM], ["bind_vfio", "bind_vfio"], ""),
-        (2, [ROOM, NONE, ROOM, ROOM], RESCANNED, ""),
-        (2, [ROOM, BOUND, ROOM, NONE], RESCANNED, "0000:3b:00.1 of group 12: the guest has no space for"),
-        (1, [NONE], ["bind_vfio"], "0000:3b:00.0 of group 12: the guest has no space for its BAR 2 of 8388608 bytes"),
-    ],
-)  # fmt: skip
-def test_bar_without_address_space_is_an_error_after_a_rescan_of_its_bridge(
-    functions: int, answers: list[Any], calls: list[str], words: str
-) -> None:
-    async def story() -> None:
-        bars = (Bar(2, 8 * MIB, False, True, True),)
-        members = tuple(Function(f"0000:3b:00.{n}", 1, 1, 0x020000, "vfio-pci", bars) for n in range(functions))
-        group = HostGroup(12, members)
-        steps = plug_steps([group], plan_ports([shape(group)]).slots, owner="c1")
-        link = FakeLink({"bind_vfio": list(answers), "rescan_bridge": None})
-        with pytest.raises(DeviceError, match=re.escape(words)) if words else nullcontext():
-            await hotplug.attach(steps, [], FakeQmp(), link, seconds=1)  # type: ignore[arg-type]
-        assert [method for method, _ in link.calls] == calls
-
-    virtual_time.run(story())
-
-
-@pytest.mark.parametrize("number", range(3))
-def test_iommufd_is_deleted_with_its_last_function(number: int) -> None:
-    """Whichever command fails; the iommufd is also removed by a detach."""
-
-    async def story() -> None:
-        pair = HostGroup(12, tuple(Function(f"0000:3b:00.{n}", 1, 1, 0x020000, "vfio-pci", ()) for n in (0, 1)))
-        steps = plug_steps([pair], plan_ports([shape(pair)]).slots, owner="c1", by_file={12})
-        qmp = FakeQmp(refuse=fails_at(number, RefusedError("no")))
-        with pytest.raises(DeviceError):
-            await hotplug.attach(steps, [], qmp, FakeLink({"bind_vfio": BOUND}), seconds=1)  # type: ignore[arg-type]
-        await hotplug.unplug(steps, qmp, seconds=1)  # type: ignore[arg-type]
-        assert qmp.plugged == set()
-        assert qmp.commands[-1] == ("object-del", "iommufd-12")
 
     virtual_time.run(story())

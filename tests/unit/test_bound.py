@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import DeviceError
-from hawse.host.vfio_functions import bound, restore_drivers, take
+from hawse.host.vfio_functions import bind_functions, functions_bound, restore_drivers
 from hawse.state.steps import DEVICES, Steps
 from hawse.state.store import Store
 from hawse.vfio.bind import records
@@ -53,7 +53,7 @@ def test_sandbox_without_records_restores_nothing(tmp_path: Path) -> None:
 def test_functions_bound_later_are_restored_at_every_kind_of_end(store: Store, ends: str) -> None:
     steps = Steps("/dev/null", [])
     try:
-        with bound([], store, steps):
+        with functions_bound([], store, steps):
             assert on_record(store) == [FIRST, SECOND, OTHERS]
             if ends != "in order":
                 raise KeyError
@@ -65,8 +65,8 @@ def test_functions_bound_later_are_restored_at_every_kind_of_end(store: Store, e
 
 def test_missing_function_cannot_be_bound(store: Store) -> None:
     steps = Steps("/dev/null", [])
-    with pytest.raises(DeviceError, match=r"fffe:09:00\.0"), bound(["fffe:09:00.0"], store, steps):
+    with pytest.raises(DeviceError, match=r"fffe:09:00\.0"), functions_bound(["fffe:09:00.0"], store, steps):
         pass
     assert [name for _, name, _, _ in steps.done] == ["bound"]
     with pytest.raises(DeviceError, match=r"fffe:09:00\.0"):
-        take(["fffe:09:00.0"], store)
+        bind_functions(["fffe:09:00.0"], store)

@@ -81,7 +81,7 @@ def test_every_entry_is_bound_in_a_user_namespace() -> None:
         {"path": path, "type": kind} for path, kind in (("/dev/vfio/5", "c"), ("/dev/u", "u"), ("/x", "b"), ("/p", "p"))
     ]
     spec: dict[str, Any] = {"mounts": [DEV], "linux": {"devices": list(devices)}}
-    result, replaced = with_bound_nodes(spec, "/nodes", everything=True)
+    result, replaced = with_bound_nodes(spec, "/nodes", all_nodes=True)
     assert replaced == devices
     assert result["linux"]["devices"] == []
     assert [(mount["destination"], mount["source"]) for mount in result["mounts"][1:]] == [

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from hawse.agent.devices import disks as agent
+from hawse.agent.devices import misc_devices
 from hawse.agent.system.uevents import Uevents
 from hawse.errors import DeviceError, HawseError, RefusedError, VmError
 from hawse.monitor.agent.answers import DeviceNumbers
@@ -325,7 +326,7 @@ def test_agent_names_a_function_without_a_disk(guest: FakeSysfs) -> None:
 
 def test_agent_finds_misc_devices_by_their_names(guest: FakeSysfs) -> None:
     guest.write("sys/class/misc/userfaultfd/dev", "10:125\n")
-    assert agent.misc_numbers("userfaultfd", root=guest.root) == {"major": 10, "minor": 125}
-    assert agent.misc_numbers("ntsync", root=guest.root) is None
-    answers = [agent.misc_numbers(name, root=guest.root) for name in ("userfaultfd", "ntsync")]
+    assert misc_devices.misc_numbers("userfaultfd", root=guest.root) == {"major": 10, "minor": 125}
+    assert misc_devices.misc_numbers("ntsync", root=guest.root) is None
+    answers = [misc_devices.misc_numbers(name, root=guest.root) for name in ("userfaultfd", "ntsync")]
     assert read_answer(MiscNumbers(names=[]), answers) == [DeviceNumbers(10, 125), None]

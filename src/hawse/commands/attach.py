@@ -11,7 +11,7 @@ import msgspec
 from hawse.commands.client import call, check_version
 from hawse.config import ANNOTATIONS, Config
 from hawse.errors import HawseError, StateError, UsageError
-from hawse.host.vfio_functions import restore_drivers, take
+from hawse.host.vfio_functions import bind_functions, restore_drivers
 from hawse.json_text import Document
 from hawse.plan.capacity import Room
 from hawse.plan.model import Attachment, PlugStep
@@ -47,7 +47,7 @@ def attach(store: Store, targets: list[str], config: Config) -> tuple[list[Docum
         # Check before hawse binds a function: afterwards the function has the driver that hawse chose.
         check_allowed([group for group in groups if isinstance(group, HostGroup)], options.allow)
         if addresses := to_bind(groups, options):
-            undo.callback(restore_drivers, store, take(addresses, store))
+            undo.callback(restore_drivers, store, bind_functions(addresses, store))
         calls, warnings = prepare(store, targets, config)
         for attachment in calls:
             answer = call(store, "attach", attachment)

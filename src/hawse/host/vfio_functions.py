@@ -11,7 +11,7 @@ from hawse.state.store import Store
 
 
 @contextmanager
-def bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None]:
+def functions_bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None]:
     """Bind functions for the block. After it, restore all functions that were bound for the sandbox, also by
     attachments.
 
@@ -19,7 +19,7 @@ def bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None
     """
     if addresses:
         with steps.span(DEVICES, "bound"):
-            take(addresses, store)
+            bind_functions(addresses, store)
     try:
         yield
     finally:
@@ -27,18 +27,18 @@ def bound(addresses: Sequence[str], store: Store, steps: Steps) -> Iterator[None
             restore_drivers(store)
 
 
-def take(addresses: Sequence[str], store: Store) -> list[str]:
+def bind_functions(addresses: Sequence[str], store: Store) -> list[str]:
     """Bind functions, and the rest of their groups, for a container. Returns those that were changed.
 
     The previous state of the functions is written to disk before they change, so that `delete` can restore it if this
     process is killed. Raises HawseError.
     """
     from hawse.vfio.bind import bind as binding
-    from hawse.vfio.bind import records as bindings
+    from hawse.vfio.bind import records as binding_records
 
     records = binding.bind(
         addresses,
-        directory=bindings.directory_of(store.root),
+        directory=binding_records.directory_of(store.root),
         owner=store.name,
         with_group=True,
         owner_lives=lambda owner: os.path.isdir(f"{store.root}/{owner}"),
@@ -51,14 +51,15 @@ def restore_drivers(store: Store, addresses: Sequence[str] | None = None) -> Non
 
     Raises :class:`HawseError` for functions that cannot be restored; they stay recorded.
     """
+    # As records.directory_of(), whose module loads msgspec.
     directory = f"{store.root.rstrip('/')}.bindings"
     if not os.path.isdir(directory):
         return
     # Imported here, since it loads libraries that most deletes do not need.
     from hawse.vfio.bind import bind as binding
-    from hawse.vfio.bind import records as bindings
+    from hawse.vfio.bind import records as binding_records
 
-    records = bindings.of_owner(directory, store.name)
+    records = binding_records.of_owner(directory, store.name)
     chosen = [record for record in records if addresses is None or record.address in addresses]
     if chosen:
         binding.restore_drivers(chosen, directory=directory)

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from hawse.errors import HawseError, HostError
 from hawse.host.mounts import open_sources
-from hawse.host.vfio_functions import bound
+from hawse.host.vfio_functions import functions_bound
 from hawse.linux import oom_score
 from hawse.linux.processes import open_process
 from hawse.monitor.machine.programs import lift_limits, limit_own_memory
@@ -54,7 +54,7 @@ def main() -> None:
     report = Report(connection)
     try:
         hold(os.path.dirname(plan.machine.shape.kernel))  # until the end of this process
-        with bound(plan.container.binds, store, steps):
+        with functions_bound(plan.container.binds, store, steps):
             _run_sandbox(plan, store, listener, report, steps)
     except HawseError as error:
         report.send({"error": error.to_wire()})

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 from hawse.errors import HawseError, NotFoundError
-from hawse.host.vfio_functions import restore_drivers, take
+from hawse.host.vfio_functions import bind_functions, restore_drivers
 from hawse.monitor.processes.process_table import uninterrupted
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Member:
         """Bind the plan's functions on the host to VFIO drivers. Raises :class:`DeviceError`."""
         self._bound = True
         if self.container.plan.binds:
-            await uninterrupted(asyncio.to_thread(take, self.container.plan.binds, self._store))
+            await uninterrupted(asyncio.to_thread(bind_functions, self.container.plan.binds, self._store))
 
     async def restore_functions(self) -> None:
         """Bind them to their previous drivers. Raises :class:`DeviceError`; the next call tries again."""

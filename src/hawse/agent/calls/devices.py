@@ -45,9 +45,9 @@ class DeviceCalls:
 
     def misc_numbers(self, *, names: list[str]) -> list[dict[str, int] | None]:
         """The numbers of misc devices, None for each that the guest kernel does not have."""
-        from hawse.agent.devices import disks
+        from hawse.agent.devices import misc_devices
 
-        return [disks.misc_numbers(name, root=self._guest.root) for name in names]
+        return [misc_devices.misc_numbers(name, root=self._guest.root) for name in names]
 
     def bind_native(self, *, address: str, container: str, seconds: float) -> Document:
         """Wait for a function and bind it to a guest driver, whose module is in the container's share."""

@@ -31,7 +31,10 @@ _9P_OPTIONS = "trans=virtio,version=9p2000.L,cache=mmap,directio,access=user,msi
 
 
 class MachineCalls:
-    """``prepare_crun`` waits until the prepared crun can be saved (:meth:`ContainerCalls.prepare_template`)."""
+    """Carries out the calls for the VM.
+
+    ``prepare_crun`` waits until the prepared crun can be saved (:meth:`ContainerCalls.prepare_template`).
+    """
 
     def __init__(self, guest: Guest, prepare_crun: Callable[[], None]) -> None:
         self._guest = guest
@@ -96,7 +99,7 @@ class MachineCalls:
         """
         guest, options = self._guest, _9P_OPTIONS if kind == "9p" else ""
 
-        def mounted() -> bool:
+        def try_mount() -> bool:
             try:
                 guest.mount(tag, guest.share, kind, 0, options)
             except OSError as error:
@@ -105,7 +108,7 @@ class MachineCalls:
                 return False
             return True
 
-        while not guest.uevents.wait_until(mounted, deadline=deadline):
+        while not guest.uevents.wait_until(try_mount, deadline=deadline):
             continue
 
     def automount(self, *, paths: list[str]) -> None:

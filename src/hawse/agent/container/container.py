@@ -124,7 +124,7 @@ class Container:
         spec = with_bound_sysfs(self._spec) if mapped else self._spec
         spec, covered = guest_dev.with_covers(spec, container_node=os.path.exists(f"{root}/dev/vfio/vfio"))
         guest_dev.create_directories(covered, root=root)
-        spec, bound = bound_nodes.with_bound_nodes(spec, self._bound_nodes, everything=mapped, root=root)
+        spec, bound = bound_nodes.with_bound_nodes(spec, self._bound_nodes, all_nodes=mapped, root=root)
         bound_nodes.create_nodes(bound, self._bound_nodes, self.ids)
         self._mount_points = bound_nodes.mount_points(bound, spec)
         guest_dev.create_mount_points(self._mount_points, root=root)

@@ -38,7 +38,7 @@ _RAX, _ORIG_RAX, _RIP, _REGISTERS = 10, 15, 16, 27
 _SETSID = 112
 _SYSCALL_INSTRUCTION = b"\x0f\x05"
 #: The number of forks from crun to the process: crun forks a child that enters the namespaces, which forks the process.
-_PROCESS = 2
+_FORKS_TO_PROCESS = 2
 _VERSION = re.compile(rb"crun version (\d+)\.(\d+)")
 libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
 libc.ptrace.restype = ctypes.c_long
@@ -119,7 +119,7 @@ class Tracer:
         """Handle one stop of a traced process. Returns False when crun has ended."""
         stopped = os.waitid(os.P_ALL, 0, os.WSTOPPED | _WALL | _WNOTHREAD)
         assert stopped is not None, "only with WNOHANG"
-        pid, event, number = stopped.si_pid, stopped.si_status >> 8, stopped.si_status & 0xFF
+        pid, event, signal_number = stopped.si_pid, stopped.si_status >> 8, stopped.si_status & 0xFF
         if event == _EXIT:
             if pid == self._crun:
                 return False
@@ -128,18 +128,19 @@ class Tracer:
             self._forks[child] = self._forks[pid] + 1
             if child in self._early:
                 self._begin(child)
-        elif event == _STOP and number == _SIGTRAP:
+        elif event == _STOP and signal_number == _SIGTRAP:
             # The kernel may report a process before it reports that it was forked.
             if pid in self._forks:
                 return self._begin(pid)
             self._early.add(pid)
             return True
-        _ptrace(_CONT, pid, 0, number if event == 0 else 0)
+        # Deliver the signal of an ordinary stop; a stop of ptrace has none.
+        _ptrace(_CONT, pid, 0, signal_number if event == 0 else 0)
         return True
 
     def _begin(self, pid: int) -> bool:
         """Let a new process run. The process of the exec first calls setsid(2), and is not traced any longer."""
-        if self._forks[pid] == _PROCESS:
+        if self._forks[pid] == _FORKS_TO_PROCESS:
             _call_setsid(pid)
             _ptrace(_DETACH, pid, 0, 0)
         else:

@@ -36,12 +36,12 @@ _OPTIONS = ["bind", "nosuid", "noexec"]
 
 
 def with_bound_nodes(
-    spec: Document, directory: str, *, everything: bool = False, root: str = ""
+    spec: Document, directory: str, *, all_nodes: bool = False, root: str = ""
 ) -> tuple[Document, list[Document]]:
     """Replace entries of ``linux.devices`` by binds of ``<directory>/<number>``.
 
     The replaced entries are those whose path is on a share of the host or in the guest's /dev, which is below ``root``;
-    with ``everything``, all entries. Without it, entries whose node already exists in the guest's /dev are dropped.
+    with ``all_nodes``, all entries. Without it, entries whose node already exists in the guest's /dev are dropped.
     Returns the new specification, and the replaced entries in the order of their numbers, for :func:`create_nodes`.
     """
     linux = spec.get("linux") or {}
@@ -49,9 +49,13 @@ def with_bound_nodes(
     mounts: list[Document] = list(spec.get("mounts") or ())
     if not any(posixpath.normpath(mount["destination"]) in ("/", "/dev") for mount in mounts):
         mounts.insert(0, dict(_DEV))
-    if devices and not everything:  # in a user namespace, the owners are ids of that namespace
+    if devices and not all_nodes:  # in a user namespace, the owners are ids of that namespace
         devices = [device for device in devices if not _exists(device, mounts, root)]
-    replaced = [d for d in devices if everything or _is_in_guest_dev(d["path"], mounts) or _is_on_host(d, mounts)]
+    replaced = [
+        device
+        for device in devices
+        if all_nodes or _is_in_guest_dev(device["path"], mounts) or _is_on_host(device, mounts)
+    ]
     binds = [
         {"destination": device["path"], "type": "bind", "source": f"{directory}/{number}", "options": _OPTIONS}
         for number, device in enumerate(replaced)

@@ -17,7 +17,7 @@ def bind_disk(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     numbers: dict[str, int] = {}
 
     def disk_exists() -> bool:
-        numbers.update(_numbers(f"{root}/sys/bus/pci/devices/{address}/virtio*/block/*/dev") or {})
+        numbers.update(numbers_in(f"{root}/sys/bus/pci/devices/{address}/virtio*/block/*/dev") or {})
         return bool(numbers)
 
     if not uevents.wait_until(disk_exists, deadline=deadline):
@@ -28,12 +28,8 @@ def bind_disk(uevents: Uevents, address: str, *, seconds: float, root: str = "")
     return numbers
 
 
-def misc_numbers(name: str, *, root: str = "") -> dict[str, int] | None:
-    """The numbers of a misc device of the guest kernel; None if it has no device with this name."""
-    return _numbers(f"{root}/sys/class/misc/{name}/dev")
-
-
-def _numbers(pattern: str) -> dict[str, int] | None:
+def numbers_in(pattern: str) -> dict[str, int] | None:
+    """Major and minor in the first readable file of sysfs that matches the pattern; None if there is none."""
     for path in glob.glob(pattern):
         try:
             with open(path) as file:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 
-#: Requests to the host before an unmount. The host answers in order, and the kernel sends at most twelve background
-#: requests (readahead, release of files) at once (fs/fuse/inode.c, FUSE_DEFAULT_MAX_BACKGROUND).
+#: Requests to the host before an unmount. The host answers in order. Twelve background requests (readahead, release of
+#: files) can be pending (fs/fuse/inode.c, FUSE_DEFAULT_MAX_BACKGROUND); 32 leave a margin.
 _REQUESTS = 32
 
 
@@ -53,11 +53,9 @@ def trigger(directory: str, paths: Sequence[str]) -> None:
 def release(
     directory: str, *, mountinfo: str = "/proc/self/mountinfo", unmount: Callable[[str], None] = mounts.unmount
 ) -> None:
-    """Unmount all mounts at and below a directory, the innermost first.
+    """Unmount all mounts at and below a directory, the innermost first, so that the host can close them.
 
-    The host keeps a submount open while it is mounted in the guest.
-
-    The mounts of containers are copies in the containers' namespaces, and are not affected.
+    Mounts in the containers' namespaces are copies, and stay.
     """
     try:
         with open(mountinfo, "rb") as file:

@@ -73,11 +73,11 @@ def accept_all(
     ``announce`` receives the connection and a function to call at its end. Returns when ``is_open`` is false or the
     host has closed the link.
     """
-    waiting = select.poll()
-    waiting.register(listening, select.POLLIN)
+    poll = select.poll()
+    poll.register(listening, select.POLLIN)
     while True:
         # A socket without a client must not use capacity that other sockets need.
-        waiting.poll()
+        poll.poll()
         capacity.acquire()
         try:
             connection, _ = listening.accept()

@@ -1,9 +1,10 @@
 """The calls that the agent in the guest answers: one type for each, with its fields and the type of its answer.
 
 The name of a call is that of its type in lower case with underscores. Its fields are the keyword arguments of the
-agent's method of that name (:class:`hawse.agent.server.Server`), which a test compares. The tables in ``docs/link.md``
-are generated from these types and docstrings (``python -m tests.support.link_page``). Times are in seconds unless their
-names say otherwise, addresses are PCI addresses in the guest, and paths are below the root of the share.
+agent's method for it (``Server.methods``, in :mod:`hawse.agent.calls`), which a test compares. The tables in
+``docs/link.md`` are generated from these types and docstrings (``python -m tests.support.link_page``). Times are in
+seconds unless their names say otherwise, addresses are PCI addresses in the guest, and paths are below the root of the
+share.
 """
 
 from __future__ import annotations

@@ -40,20 +40,20 @@ class Nics:
         self._claims = claims
         self._filters = RxFilters()
         self._count = 0
-        self._failed = False
+        self._incomplete = False
 
     async def plug(self, qmp: Qmp, link: GuestLink) -> Notes:
         """Plug the interfaces that :meth:`Network.look` found, and configure them in the guest.
 
         Returns notes to log. Raises HawseError.
         """
-        if self._failed:
+        if self._incomplete:
             raise VmError("the network of the virtual machine is in an unknown state", hint="delete the container")
-        joining = self.network.take_joining()
-        if joining is None:
+        tap_helper = self.network.take_joining()
+        if tap_helper is None:
             return []
-        self._failed = True
-        joined, warnings = await asyncio.to_thread(joining.wait)
+        self._incomplete = True
+        joined, warnings = await asyncio.to_thread(tap_helper.wait)
         addresses: dict[int, str] = {}
         try:
             ports = [] if self._free is None else [self._free]
@@ -78,7 +78,7 @@ class Nics:
         finally:
             for _, tap in joined:
                 os.close(tap)
-        self._failed = False
+        self._incomplete = False
         return [warning(text) for text in warnings]
 
     def end(self) -> None:
