@@ -18,18 +18,18 @@ def measure() -> Measured:
         workbench('[vm]\nconfine = "off"\n') as (free, _),
     ):
         true, trace = make_true(directory), f"{directory}/trace.json"
-        made, entered, started, whole, whole_free = [], [], [], [], []
+        created, entered, started, whole, whole_free = [], [], [], [], []
         for number in range(ROUNDS + 1):
             whole.append(_run(confined, true, trace, number))
             steps = steps_of(trace)
-            made.append(_length(steps[_MADE]))
+            created.append(_length(steps[_MADE]))
             entered.append(_length(steps[_STARTED]))
             whole_free.append(_run(free, true, trace, number))
             started.append(_length(steps_of(trace)[_STARTED]))
         # The first start of each kind creates the template and the jail's files: leave it out.
-        readings = {"made": made[1:], "entered": entered[1:], "started_without": started[1:]}
+        readings = {"made": created[1:], "entered": entered[1:], "started_without": started[1:]}
         readings |= {"whole_start": whole[1:], "whole_start_without": whole_free[1:]}
-    figure = 1000 * (_median(made[1:]) + _median(entered[1:]) - _median(started[1:]))
+    figure = 1000 * (_median(created[1:]) + _median(entered[1:]) - _median(started[1:]))
     return Measured({"jail_ms": round(figure, 2)}, {"seconds": readings})
 
 

@@ -56,11 +56,11 @@ from hawse.commands.client import call
 from hawse.state.store import Store
 name, group, config, rounds = sys.argv[1:]
 store = Store("/run/hawse", name)
-[wanted] = prepare(store, [group], load_config(config))[0]
+[attachment] = prepare(store, [group], load_config(config))[0]
 seconds, most = [], 0
 for number in range(int(rounds)):
     began = time.monotonic()
-    call(store, "attach", wanted)
+    call(store, "attach", attachment)
     seconds.append(time.monotonic() - began)
     most = max(most, locked())
     if number < int(rounds) - 1:

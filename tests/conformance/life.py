@@ -30,9 +30,9 @@ def _brief(result: Result) -> str:
 def _await(subject: Subject, bundle: Bundle, status: str) -> str:
     """Wait for a status; returns the last one when the time is over."""
     deadline = time.monotonic() + patience(_SECONDS)
-    while (found := str(subject.state(bundle)["status"])) != status and time.monotonic() < deadline:
+    while (current := str(subject.state(bundle)["status"])) != status and time.monotonic() < deadline:
         time.sleep(0.02)
-    return found
+    return current
 
 
 def _ask_life(subject: Subject) -> Answers:
@@ -40,8 +40,8 @@ def _ask_life(subject: Subject) -> Answers:
     bundle.spec["annotations"] = {"org.example.key": "a value", "org.example.empty": ""}
     name, answers = bundle.name, {}
     answers["unknown-id"] = "\n".join(_brief(subject(verb, "nobody")) for verb in ("state", "start", "kill", "delete"))
-    made = subject.create(bundle)
-    assert made.code == 0, made
+    created = subject.create(bundle)
+    assert created.code == 0, created
     state = subject.state(bundle)
     answers["state-created"] = f"{state['status']} {os.path.exists(f'{bundle.rootfs}/data/up')}"
     answers["state-fields"] = f"{state['id'] == name} {state['bundle'] == bundle.path} {state['pid'] > 0}"
@@ -167,8 +167,8 @@ def _ask_hooks(subject: Subject) -> Answers:
         with open(f"{data}/order") as file:
             return " ".join(file.read().split())
 
-    made = subject.create(bundle)
-    assert made.code == 0, made
+    created = subject.create(bundle)
+    assert created.code == 0, created
     answers = {"hooks-create": order()}
     assert subject("start", bundle.name).code == 0
     _await(subject, bundle, "stopped")

@@ -101,8 +101,8 @@ def _ask_propagation(subject: Subject) -> Answers:
     bundle.bind(f"{bundle.path}/slave", "/slave", "rbind", "rslave")
     bundle.bind(f"{bundle.path}/private", "/private", "rbind", "rprivate")
     bundle.spec["linux"]["rootfsPropagation"] = "rslave"
-    made = subject.create(bundle)
-    assert made.code == 0, made
+    created = subject.create(bundle)
+    assert created.code == 0, created
     assert subject("start", bundle.name).code == 0
     for name in ("slave", "private"):
         with open(f"{bundle.mount(f'{name}/below')}/late", "w"):

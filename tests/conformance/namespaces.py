@@ -124,11 +124,11 @@ def _ask_shared(subject: Subject) -> Answers:
 
     The inode numbers of namespaces do not distinguish two kernels: those of the first namespaces are equal.
     """
-    made = subprocess.run(["ipcmk", "--shmem", "4096"], capture_output=True, text=True, check=True)
+    created = subprocess.run(["ipcmk", "--shmem", "4096"], capture_output=True, text=True, check=True)
     try:
         return _SHARED.ask(subject)
     finally:
-        subprocess.run(["ipcrm", "--shmem-id", made.stdout.split()[-1]], check=True)
+        subprocess.run(["ipcrm", "--shmem-id", created.stdout.split()[-1]], check=True)
 
 
 SHARED = Group(_SHARED.name, _SHARED.cases, _ask_shared)

@@ -137,8 +137,8 @@ def _ask_terminal(subject: Subject) -> Answers:
     bundle = subject.bundle(["/bin/sh", "-c", script])
     bundle.spec["process"] |= {"terminal": True, "consoleSize": {"height": 31, "width": 101}}
     with Console(f"{bundle.path}/console.sock") as console:
-        made = subject.create(bundle, "--console-socket", console.path)
-        assert made.code == 0, made
+        created = subject.create(bundle, "--console-socket", console.path)
+        assert created.code == 0, created
         with console.receive() as master:
             started = subject("start", bundle.name)
             assert started.code == 0, started

@@ -43,24 +43,24 @@ class Bundle:
 
     def make(self, path: str, text: str | None = None, *, mode: int = 0o755) -> str:
         """Create a directory, or a file with a text, below the bundle; returns its path."""
-        made = f"{self.path}/{path}"
+        location = f"{self.path}/{path}"
         if text is None:
-            os.makedirs(made, exist_ok=True)
+            os.makedirs(location, exist_ok=True)
         else:
-            os.makedirs(os.path.dirname(made), exist_ok=True)
-            with open(made, "w") as file:
+            os.makedirs(os.path.dirname(location), exist_ok=True)
+            with open(location, "w") as file:
                 file.write(text)
-        os.chmod(made, mode)
-        return made
+        os.chmod(location, mode)
+        return location
 
     def mount(self, path: str, *, shared: bool = False) -> str:
         """Mount a tmpfs of the host at a path below the bundle until the end of the runtime; returns the path."""
-        made = self.make(path)
-        subprocess.run(["mount", "-t", "tmpfs", "conformance", made], check=True)
-        self.mounted.append(made)
+        directory = self.make(path)
+        subprocess.run(["mount", "-t", "tmpfs", "conformance", directory], check=True)
+        self.mounted.append(directory)
         if shared:
-            subprocess.run(["mount", "--make-shared", made], check=True)
-        return made
+            subprocess.run(["mount", "--make-shared", directory], check=True)
+        return directory
 
     def bind(self, source: str, destination: str, *options: str) -> None:
         """Add a bind mount."""
@@ -97,10 +97,10 @@ class Subject:
         """Create a bundle: the example of runc with a writable root, busybox and a private cgroup."""
         name = f"{self.prefix}-{len(self._bundles)}"
         path = f"{self._directory}/{name}"
-        made = Bundle(name, path, make_bundle(path, argv))
-        made.spec["linux"]["cgroupsPath"] = f"/{name}"
-        self._bundles.append(made)
-        return made
+        bundle = Bundle(name, path, make_bundle(path, argv))
+        bundle.spec["linux"]["cgroupsPath"] = f"/{name}"
+        self._bundles.append(bundle)
+        return bundle
 
     def run(self, bundle: Bundle) -> Result:
         """Run `run` to the end of the container."""

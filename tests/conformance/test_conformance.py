@@ -21,16 +21,16 @@ from tests.support.host import prove_unchanged, snapshot
 
 def parameters() -> list[object]:
     """(command, group, case), in the order in which they are answered."""
-    found: list[object] = []
+    cases: list[object] = []
     for command in chosen():
         name = os.path.basename(command[0])
         marks = [pytest.mark.vm] if name == "hawse" else []
-        found += [
+        cases += [
             pytest.param(tuple(command), group, case, id=f"{name}-{case.id}", marks=marks)
             for group in GROUPS
             for case in group.cases
         ]
-    return found
+    return cases
 
 
 class Asked:
@@ -45,9 +45,9 @@ class Asked:
             directory = tempfile.mkdtemp(prefix="conformance-", dir="/tmp")
             os.chmod(directory, 0o755)  # users of a user namespace must find their root file system
             self._subjects[command] = Subject(command, directory)
-        [found] = [each for each in GROUPS if each.name == group]
+        [selected] = [each for each in GROUPS if each.name == group]
         try:
-            return found.ask(self._subjects[command])
+            return selected.ask(self._subjects[command])
         except (AssertionError, OSError, ValueError, KeyError) as error:
             return error
 
@@ -63,9 +63,9 @@ def asked() -> Iterator[Asked]:
     """The answers. At the end the host must be unchanged."""
     before = snapshot()
     del before["cgroups"]  # each runtime checks its own
-    made = Asked()
-    yield made
-    made.close()
+    answers = Asked()
+    yield answers
+    answers.close()
     prove_unchanged(before)
 
 

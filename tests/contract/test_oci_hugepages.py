@@ -14,7 +14,7 @@ import hawse
 _PACKAGES = os.path.dirname(os.path.dirname(os.path.abspath(hawse.__file__)))
 
 
-def found(directory: Path, path: str) -> str:
+def hugetlbfs_at(directory: Path, path: str) -> str:
     """The huge pages at a path below a hugetlbfs with pages of 2 MiB, or the error."""
     if not os.path.isdir("/sys/kernel/mm/hugepages/hugepages-2048kB"):
         pytest.skip("this kernel has no huge pages of 2 MiB")
@@ -42,10 +42,10 @@ def found(directory: Path, path: str) -> str:
     ],
 )
 def test_directory_of_huge_pages_has_their_size_and_its_owners(tmp_path: Path, path: str, words: str) -> None:
-    assert found(tmp_path, path) == words
+    assert hugetlbfs_at(tmp_path, path) == words
 
 
 def test_file_of_huge_pages_is_refused(tmp_path: Path) -> None:
-    assert found(tmp_path, "file") == (
+    assert hugetlbfs_at(tmp_path, "file") == (
         f"{tmp_path}/file is a file of the host's huge pages, which cannot be shared with a virtual machine"
     )

@@ -56,17 +56,17 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def hawse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     """hawse with a private root, and group 5 emulated."""
     before = snapshot()
-    made = Runtime(str(tmp_path_factory.mktemp("hawse")))
-    made.configure(DEVICES)
-    yield made
+    runtime = Runtime(str(tmp_path_factory.mktemp("hawse")))
+    runtime.configure(DEVICES)
+    yield runtime
     prove_unchanged(before)
-    assert not os.path.isdir(made.root) or os.listdir(made.root) == []
+    assert not os.path.isdir(runtime.root) or os.listdir(runtime.root) == []
 
 
 @pytest.fixture(scope="module")
 def podman(hawse: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
-    with Podman(str(tmp_path_factory.mktemp("podman")), hawse) as made:
-        yield made
+    with Podman(str(tmp_path_factory.mktemp("podman")), hawse) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")

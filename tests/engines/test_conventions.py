@@ -64,15 +64,15 @@ def test_checkpoint_and_restore_are_refused_with_one_sentence(tmp_path: Path, ve
 def running(tmp_path: Path) -> Iterator[Runtime]:
     """A container `c1` that was created and started without an environment."""
     before = snapshot()
-    made = Runtime(str(tmp_path))
+    runtime = Runtime(str(tmp_path))
     make_bundle(f"{tmp_path}/bundle", ["/bin/sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1; done"])
     with open(f"{tmp_path}/said", "w+") as said:
         for words in (["create", "--bundle", f"{tmp_path}/bundle", "c1"], ["start", "c1"]):
-            done = bare(*made.argv(*words), stdout=subprocess.DEVNULL, stderr=said)
+            done = bare(*runtime.argv(*words), stdout=subprocess.DEVNULL, stderr=said)
             said.seek(0)
             assert done.returncode == 0, said.read()
-    yield made
-    made("delete", "--force", "c1")
+    yield runtime
+    runtime("delete", "--force", "c1")
     prove_unchanged(before)
 
 

@@ -37,24 +37,24 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     directory = str(tmp_path_factory.mktemp("cri"))
     make_rootfs(f"{directory}/rootfs")
     shutil.copy(build_probe(directory), f"{directory}/rootfs/bin/probe")
-    made = Containerd(directory, hawse=GROUPS)
+    containerd = Containerd(directory, hawse=GROUPS)
     try:
         for archive in (
             write_pause(f"{directory}/pause.tar"),
             write_archive(f"{directory}/busybox.tar", [BUSYBOX_IMAGE], f"{directory}/rootfs"),
         ):
-            made.load(archive, namespace="k8s.io")
-        yield made
+            containerd.load(archive, namespace="k8s.io")
+        yield containerd
     finally:
-        made.stop()
+        containerd.stop()
 
 
 @pytest.fixture(scope="module")
 def cri(engine: Containerd) -> Iterator[Cri]:
     """The connection of a kubelet, after containerd has found the images."""
-    with Cri(engine.address) as made:
-        wait_until(lambda: made.is_ready() and len(made("ListImages")["images"]) == 2)
-        yield made
+    with Cri(engine.address) as connection:
+        wait_until(lambda: connection.is_ready() and len(connection("ListImages")["images"]) == 2)
+        yield connection
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def standing(engine: Containerd, cri: Cri, tmp_path_factory: pytest.TempPathFact
     """A pod of two containers, the first with a VFIO group, for the tests that do not change it."""
     before = snapshot()
     sysctls = {"net.ipv4.ip_unprivileged_port_start": "81"}
-    made = Pod(engine, cri, str(tmp_path_factory.mktemp("pod")), linux={"sysctls": sysctls})
-    made.run("one", f"echo from $NAME; echo to stderr >&2; {FOREVER}", groups=(5,))
-    made.run("two")
-    yield made
-    made.remove()
+    pod = Pod(engine, cri, str(tmp_path_factory.mktemp("pod")), linux={"sysctls": sysctls})
+    pod.run("one", f"echo from $NAME; echo to stderr >&2; {FOREVER}", groups=(5,))
+    pod.run("two")
+    yield pod
+    pod.remove()
     assert engine.left() == []
     prove_unchanged(before)
 
@@ -233,10 +233,10 @@ def test_statistics(pod: Pod) -> None:
 
 
 def test_limits_of_a_running_container_change(pod: Pod) -> None:
-    made = pod.run("limited")
+    container = pod.run("limited")
     limits = {"memory_limit_in_bytes": 64 * 1024 * 1024, "cpu_quota": 50000, "cpu_period": 100000, "cpu_shares": 1024}
-    pod.cri("UpdateContainerResources", container_id=made, linux=limits)
-    read = pod.exec("limited", f"cd /sys/fs/cgroup/hawse/{made}; cat memory.max cpu.max")
+    pod.cri("UpdateContainerResources", container_id=container, linux=limits)
+    read = pod.exec("limited", f"cd /sys/fs/cgroup/hawse/{container}; cat memory.max cpu.max")
     assert read.output == "67108864\n50000 100000\n"
 
 
@@ -310,22 +310,22 @@ def test_network_of_the_host_is_refused(engine: Containerd, pods: Callable[..., 
 def test_containers_of_a_pod_share_a_pid_namespace(pods: Callable[..., Pod]) -> None:
     """With shareProcessNamespace. The containers also fit the restricted pod security standard."""
     shared = {"namespace_options": {"pid": "POD"}}
-    made = pods(security=shared)
+    pod = pods(security=shared)
     user = {"run_as_user": {"value": 1000}, "run_as_group": {"value": 1000}, "supplemental_groups": [7]}
     restricted = {"readonly_rootfs": True, "no_new_privs": True, "capabilities": {"drop_capabilities": ["ALL"]}}
-    made.run("one", "exec sleep 1234", security=shared)
-    made.run("two", groups=(6,), security=shared | user | restricted)
-    seen = made.exec("two", "ps").output
+    pod.run("one", "exec sleep 1234", security=shared)
+    pod.run("two", groups=(6,), security=shared | user | restricted)
+    seen = pod.exec("two", "ps").output
     assert re.search(r"^ +1 65535 +/pause$", seen, re.M), seen
     assert "sleep 1234" in seen
-    assert made.exec("two", "id").output == "uid=1000 gid=1000 groups=7,1000\n"
-    assert "Read-only file system" in made.exec("two", "touch /new").errors
-    status = made.exec("two", "cat /proc/self/status").output
+    assert pod.exec("two", "id").output == "uid=1000 gid=1000 groups=7,1000\n"
+    assert "Read-only file system" in pod.exec("two", "touch /new").errors
+    status = pod.exec("two", "cat /proc/self/status").output
     assert "CapBnd:\t0000000000000000\n" in status
     assert "NoNewPrivs:\t1\n" in status
     # A node of a device plugin has the owner and mode of the host or the pod. A node by annotation is for all users.
-    made.run("three", security=shared | user | restricted, annotations={"hawse.devices": "5"})
-    assert json.loads(made.exec("three", "probe /dev/vfio/5").output)["passed"]
+    pod.run("three", security=shared | user | restricted, annotations={"hawse.devices": "5"})
+    assert json.loads(pod.exec("three", "probe /dev/vfio/5").output)["passed"]
 
 
 def test_debug_container_joins_the_pid_namespace_of_another(pod: Pod) -> None:
@@ -337,26 +337,26 @@ def test_debug_container_joins_the_pid_namespace_of_another(pod: Pod) -> None:
 
 
 def test_privileged_container(pods: Callable[..., Pod]) -> None:
-    made = pods(security={"privileged": True})
-    made.run("one", groups=(5,), security={"privileged": True, "seccomp": {"profile_type": "Unconfined"}})
+    pod = pods(security={"privileged": True})
+    pod.run("one", groups=(5,), security={"privileged": True, "seccomp": {"profile_type": "Unconfined"}})
     script = "grep -c ' /sys sysfs rw,' /proc/mounts; grep Seccomp: /proc/self/status; ls /dev | grep -c sda"
-    assert made.exec("one", script).output == "1\nSeccomp:\t0\n0\n"
-    assert json.loads(made.exec("one", "probe /dev/vfio/5").output)["passed"]
+    assert pod.exec("one", script).output == "1\nSeccomp:\t0\n0\n"
+    assert json.loads(pod.exec("one", "probe /dev/vfio/5").output)["passed"]
 
 
 @pytest.mark.parametrize("victim", ["QEMU", "monitor", "shim"])
 def test_pod_whose_vm_is_killed(engine: Containerd, pods: Callable[..., Pod], victim: str) -> None:
-    made = pods()
-    made.run("one", groups=(6,))
-    with open(f"{engine.runtime_root}/k8s.io/{made.id}/state.json") as file:
+    pod = pods()
+    pod.run("one", groups=(6,))
+    with open(f"{engine.runtime_root}/k8s.io/{pod.id}/state.json") as file:
         monitor = json.load(file)["monitorPid"]
     if victim == "shim":
-        engine.kill_shim(made.id)
+        engine.kill_shim(pod.id)
     else:
         os.kill(qemu_of(monitor) if victim == "QEMU" else monitor, signal.SIGKILL)
-    assert made.await_exit("one")["exit_code"] in (137, 255)
-    wait_until(lambda: bool(made.sandbox()["state"] == "SANDBOX_NOTREADY"))
-    made.remove()
+    assert pod.await_exit("one")["exit_code"] in (137, 255)
+    wait_until(lambda: bool(pod.sandbox()["state"] == "SANDBOX_NOTREADY"))
+    pod.remove()
     # The next pod can use the group.
     after = pods()
     after.run("one", groups=(6,))

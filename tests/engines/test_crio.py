@@ -115,10 +115,10 @@ def crio(tmp_path: Path) -> Iterator[Crio]:
     before = snapshot()
     runtime = Runtime(str(tmp_path))
     runtime.configure('[emulated]\n5 = ["edu"]\n')
-    made = Crio(tmp_path, runtime)
-    yield made
-    for name in sorted(os.listdir(made.root) if os.path.isdir(made.root) else (), reverse=True):
-        made("delete", "--force", name)
+    engine = Crio(tmp_path, runtime)
+    yield engine
+    for name in sorted(os.listdir(engine.root) if os.path.isdir(engine.root) else (), reverse=True):
+        engine("delete", "--force", name)
     prove_unchanged(before)
 
 

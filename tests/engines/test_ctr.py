@@ -34,12 +34,12 @@ pytestmark = [pytest.mark.vm, pytest.mark.engine]
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     """containerd with an image. stop() checks that nothing is left."""
     directory = str(tmp_path_factory.mktemp("ctr"))
-    made = Containerd(directory, hawse='[devices]\nannotations = ["devices"]\n[emulated]\n5 = ["edu"]\n')
+    containerd = Containerd(directory, hawse='[devices]\nannotations = ["devices"]\n[emulated]\n5 = ["edu"]\n')
     try:
-        made.load(write_busybox(f"{directory}/busybox.tar"))
-        yield made
+        containerd.load(write_busybox(f"{directory}/busybox.tar"))
+        yield containerd
     finally:
-        made.stop()
+        containerd.stop()
 
 
 def argv(engine: Containerd, name: str, *options: str) -> list[str]:

@@ -33,16 +33,16 @@ pytestmark = pytest.mark.engine
 
 def test_manifests_are_consistent() -> None:
     documents = {path.name: manifests.read(path) for path in DEPLOY.glob("*.yaml")}
-    kinds = {document["kind"]: document for found in documents.values() for document in found}
+    kinds = {document["kind"]: document for contents in documents.values() for document in contents}
     assert {*kinds} == {"Pod", "RuntimeClass", "ConfigMap"}
     [ordinary] = documents["runtimeclass.yaml"]
-    assert all(len(found) == 1 for found in documents.values())
+    assert all(len(contents) == 1 for contents in documents.values())
     versions = {kind: document["apiVersion"] for kind, document in kinds.items()}
     assert versions == {"Pod": "v1", "RuntimeClass": "node.k8s.io/v1", "ConfigMap": "v1"}
     pod = kinds["Pod"]
     runtime_class = manifests.runtime_class(pod)
     assert pod["spec"]["runtimeClassName"] == runtime_class["metadata"]["name"]
-    assert [found["handler"] for found in (runtime_class, ordinary)] == ["hawse", "hawse"]
+    assert [each["handler"] for each in (runtime_class, ordinary)] == ["hawse", "hawse"]
     # The pod requests the resource of the plugin, and its command reads the variable of the plugin.
     [listed] = json.loads(kinds["ConfigMap"]["data"]["config.json"])["resourceList"]
     name, count = manifests.asked_for(pod)
@@ -58,7 +58,7 @@ def test_manifests_are_consistent() -> None:
     # The VM has additional memory for the huge pages, and the pod's overhead allows for them.
     pages = manifests.quantity(container["resources"]["limits"]["hugepages-2Mi"])
     assert counts_of("", pod["metadata"]["annotations"]["hawse.hugepages"]) == {2048: pages / 2**21}
-    overheads = [manifests.quantity(found["overhead"]["podFixed"]["memory"]) for found in (ordinary, runtime_class)]
+    overheads = [manifests.quantity(each["overhead"]["podFixed"]["memory"]) for each in (ordinary, runtime_class)]
     assert overheads[1] == overheads[0] + pages
     # The number on the page is the basis of the overhead.
     [figure] = re.findall(r"(\d+) MiB without KVM", (DEPLOY / "README.md").read_text())
@@ -126,16 +126,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
     os.makedirs(f"{directory}/rootfs/var", exist_ok=True)
     os.symlink("/run", f"{directory}/rootfs/var/run")  # as in base-files of Debian
     [container] = manifests.read_one("dpdk-pod.yaml")["spec"]["containers"]
-    made = Containerd(directory, hawse='[emulated]\n5 = ["e1000e"]\n6 = ["e1000e"]\n')
+    containerd = Containerd(directory, hawse='[emulated]\n5 = ["e1000e"]\n6 = ["e1000e"]\n')
     try:
         for archive in (
             write_pause(f"{directory}/pause.tar"),
             write_archive(f"{directory}/dpdk.tar", [Image(container["image"])], f"{directory}/rootfs"),
         ):
-            made.load(archive, namespace="k8s.io")
-        yield made
+            containerd.load(archive, namespace="k8s.io")
+        yield containerd
     finally:
-        made.stop()
+        containerd.stop()
 
 
 @pytest.fixture

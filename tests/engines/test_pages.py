@@ -25,9 +25,9 @@ COPIED = Path("/tmp/hawse-page-hostname")
 
 def commands(page: str) -> str:
     """The commands of a page, in order."""
-    found = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    assert found
-    return "".join(found)
+    blocks = re.findall(r"```sh\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert blocks
+    return "".join(blocks)
 
 
 def run_page(page: str, directory: Path, environment: dict[str, str], nodes: Path, image: str) -> None:
@@ -51,8 +51,8 @@ def run_page(page: str, directory: Path, environment: dict[str, str], nodes: Pat
 
 @pytest.fixture
 def engine_of_docker(hawse: Runtime, tmp_path: Path) -> Iterator[Docker]:
-    with Docker(str(tmp_path / "docker"), hawse) as made:
-        yield made
+    with Docker(str(tmp_path / "docker"), hawse) as engine:
+        yield engine
 
 
 def test_page_of_podman(podman: Podman, nodes: Path, tmp_path: Path) -> None:

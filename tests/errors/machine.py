@@ -33,7 +33,7 @@ from hawse.vm.qmp import MOST_EVENTS, Qmp
 from tests.errors.situation import Act
 from tests.support.fake_qmp import FakeLink, FakeQmp
 from tests.support.forked import in_child
-from tests.support.groups import BOUND, EDU, NICS, plan, wanted
+from tests.support.groups import BOUND, EDU, NICS, attachment, plan
 from tests.support.sysfs import FakeSysfs
 
 PORTS = [Port("port2", 4, True, 2 * MIB, 2 * MIB)]
@@ -106,7 +106,7 @@ def running(qmp: FakeQmp, answers: dict[str, Any], *groups: EmulatedGroup, then:
 
 
 def attach_nics(attachments: Attachments) -> Any:
-    return attachments.attach(wanted(NICS, Claims(plan().ports).spares))
+    return attachments.attach(attachment(NICS, Claims(plan().ports).spares))
 
 
 def refuse(_command: str, _arguments: dict[str, Any]) -> HawseError:

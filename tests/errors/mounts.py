@@ -84,9 +84,9 @@ def bound_socket(kind: int, *forwarded: str) -> Act:
     def act(host: FakeSysfs) -> str:
         os.makedirs(f"{host.root}/run")
         path = f"{host.root}/run/it"
-        with socket.socket(socket.AF_UNIX, kind or socket.SOCK_STREAM) as made:
+        with socket.socket(socket.AF_UNIX, kind or socket.SOCK_STREAM) as unix_socket:
             if kind:
-                made.bind(path)
+                unix_socket.bind(path)
             else:
                 os.mkfifo(path)
             special = find_special(path)

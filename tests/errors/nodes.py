@@ -40,9 +40,9 @@ def other_node(kind: str, major: int, minor: int, path: str, *, allow: tuple[str
             host.write(f"sys/devices/{where}/dev", numbers)
             host.link(f"sys/devices/{where}/driver", f"/drivers/{driver}")
             host.link(f"sys/dev/char/{numbers}", f"../../devices/{where}")
-        made = disk_host(allow, host.root)
+        disks = disk_host(allow, host.root)
         rules = [DeviceRule(allow=True, type=kind, major=major, minor=minor, access="rw")]
-        return nodes.decide([Wish(f"linux.devices: {path}", path, kind, major, minor)], rules, made)
+        return nodes.decide([Wish(f"linux.devices: {path}", path, kind, major, minor)], rules, disks)
 
     return act
 

@@ -58,8 +58,8 @@ def above(**limits: float) -> Act:
 
 
 def unsaid_pages(_host: FakeSysfs) -> Any:
-    wanted = Asked(mounted=frozenset({2048}), kubelets=True)
-    return decide(wanted, role=CONTAINER, memory_mib=1024, host_mib=65536)
+    request = Asked(mounted=frozenset({2048}), kubelets=True)
+    return decide(request, role=CONTAINER, memory_mib=1024, host_mib=65536)
 
 
 def kept_group(_host: FakeSysfs) -> None:

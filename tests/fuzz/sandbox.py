@@ -45,10 +45,13 @@ _PLAN = ContainerPlan(
     spec={"process": {"args": ["x"]}}, plugs=[], nodes=[], hugepages=[], binds=[], network="", sysctls={},
 )  # fmt: skip
 _OPERATIONS: tuple[Callable[[Container], Awaitable[object]], ...] = (
-    lambda made: made.usage.answer("listing", {}), lambda made: made.pause(), lambda made: made.resume(),
-    lambda made: made.usage.answer("statistics", {}), lambda made: made.kill(15, everyone=False),
-    lambda made: made.execute("k", {"args": ["y"]}, Inherited()),
-)  # fmt: skip
+    lambda container: container.usage.answer("listing", {}),
+    lambda container: container.pause(),
+    lambda container: container.resume(),
+    lambda container: container.usage.answer("statistics", {}),
+    lambda container: container.kill(15, everyone=False),
+    lambda container: container.execute("k", {"args": ["y"]}, Inherited()),
+)
 
 
 class _Frames(Reader):

@@ -96,16 +96,16 @@ def _decoder(data: bytes) -> None:
     length = max(1, data[0]) if data else 1
     frames, errors = [], []
     for decoder, pieces in ((whole, [data[1:]]), (cut, [data[at : at + length] for at in range(1, len(data), length)])):
-        found = []
+        decoded = []
         try:
             for piece in pieces:
-                found += decoder.feed(piece)
+                decoded += decoder.feed(piece)
                 assert decoder.pending < HEADER.size + max(FROM_GUEST.values())
         except LinkError as error:
             errors.append(str(error))
         else:
-            assert data[1:].startswith(b"".join(encode(*frame) for frame in found))
-            frames.append(found)
+            assert data[1:].startswith(b"".join(encode(*frame) for frame in decoded))
+            frames.append(decoded)
     assert len(frames) in (0, 2)
     assert frames[:1] == frames[1:]
     assert errors[:1] == errors[1:]
@@ -188,7 +188,7 @@ class _Qemu:
                 await loop.sock_sendall(self._end, b"".join(line + b"\n" for line in lines if line))
                 answer = await asking
                 assert len(json.dumps(answer)) <= len(data) + 100
-                await events.wait(lambda found: found.get("device") == "d0", seconds=0)
+                await events.wait(lambda params: params.get("device") == "d0", seconds=0)
                 return
             except VmError:
                 if not self._qmp.ended:  # it refused the command

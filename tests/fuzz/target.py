@@ -93,12 +93,12 @@ def check_plain(value: object, *, most: int = 1024 * 1024) -> None:
     assert len(json.dumps(value, allow_nan=False)) <= most, "the result is too large"
     pending = [value]
     while pending:
-        found = pending.pop()
-        if isinstance(found, dict):
-            pending += [*found.keys(), *found.values()]
-        elif isinstance(found, list | tuple):
-            pending += found
-        elif isinstance(found, str):
-            assert found.replace("\n", "").isprintable(), f"a text that can steer a terminal: {found!r}"
-        elif isinstance(found, int):
-            assert 0 <= found <= MAX_UINT64, f"a number that engines do not read: {found}"
+        item = pending.pop()
+        if isinstance(item, dict):
+            pending += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            pending += item
+        elif isinstance(item, str):
+            assert item.replace("\n", "").isprintable(), f"a text that can steer a terminal: {item!r}"
+        elif isinstance(item, int):
+            assert 0 <= item <= MAX_UINT64, f"a number that engines do not read: {item}"

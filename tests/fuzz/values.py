@@ -98,11 +98,11 @@ def _error(wire: object) -> None:
 
 def _statistics(answer: object) -> None:
     try:
-        made = statistics.convert(read_answer(Statistics(container="c1"), answer))
+        converted = statistics.convert(read_answer(Statistics(container="c1"), answer))
     except VmError as error:
         check_plain(error.sentence(), most=1000)
         return
-    check_plain(made, most=_LARGE)
+    check_plain(converted, most=_LARGE)
 
 
 def _listing(answer: object) -> None:

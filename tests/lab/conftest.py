@@ -51,7 +51,7 @@ def same_kernel(lab: Lab) -> str:
     Later kernels report other properties of the same device: from Linux 6.5 on, VFIO_IRQ_INFO_NORESIZE is not set for
     MSI-X (drivers/vfio/pci/vfio_pci_core.c). A comparison of runc and hawse needs one kernel on both sides.
     """
-    found = kernel.build()
-    build(cache=CACHE, progress=print, kernel=found.image, modules=found.modules)
+    built = kernel.build()
+    build(cache=CACHE, progress=print, kernel=built.image, modules=built.modules)
     lab.see_new_files()
-    return f'[image]\nkernel = "{found.image}"\nmodules = "{found.modules}"\n'
+    return f'[image]\nkernel = "{built.image}"\nmodules = "{built.modules}"\n'

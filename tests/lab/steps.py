@@ -90,7 +90,7 @@ assert os.path.exists(f"{device}/driver") == bool(driver)
 _UNCHANGED = """
 import json, sys
 from tests.support.host import prove_unchanged
-prove_unchanged({kind: set(found) for kind, found in json.loads(sys.argv[1]).items()})
+prove_unchanged({kind: set(traces) for kind, traces in json.loads(sys.argv[1]).items()})
 """
 
 
@@ -138,7 +138,7 @@ def leave_template(lab: Lab, bundle: str, path: str = _CONFIG) -> None:
 def snapshot(lab: Lab) -> str:
     """Take a snapshot of everything that a sandbox could leave behind in the lab, for :func:`prove_unchanged`."""
     text = "import json; from tests.support.host import snapshot; "
-    text += "print(json.dumps({kind: sorted(found) for kind, found in snapshot().items()}))"
+    text += "print(json.dumps({kind: sorted(traces) for kind, traces in snapshot().items()}))"
     return lab.python(text).output
 
 

@@ -56,8 +56,8 @@ def shell(lab: Lab, name: str, script: str) -> Result:
 
 
 def state(lab: Lab, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(hawse(lab, "state", name).output)
-    return found
+    answer: dict[str, Any] = json.loads(hawse(lab, "state", name).output)
+    return answer
 
 
 def opened(lab: Lab) -> list[str]:

@@ -26,8 +26,8 @@ NATIVE, GIVEN = ["e1000e", "(null)"], ["vfio-pci", "vfio-pci"]
 
 def drivers(lab: Lab, *addresses: str) -> list[list[str]]:
     """The driver and the override of each function."""
-    found: list[list[str]] = json.loads(lab.python(_DRIVER, *addresses).output)
-    return found
+    answer: list[list[str]] = json.loads(lab.python(_DRIVER, *addresses).output)
+    return answer
 
 
 def hawse(lab: Lab, *words: str, timeout: float = 120) -> Result:

@@ -51,8 +51,8 @@ print(*files)
 #: Prints the open nodes of VFIO of all processes, once for each descriptor.
 _OPEN = """
 from tests.support.processes import holders
-found = holders(lambda target: target.startswith(("/dev/vfio", "/dev/iommu")))
-print(*sorted(target for targets in found.values() for target in targets))
+open_nodes = holders(lambda target: target.startswith(("/dev/vfio", "/dev/iommu")))
+print(*sorted(target for targets in open_nodes.values() for target in targets))
 """
 
 

@@ -53,15 +53,15 @@ def test_limit_of_mappings_is_raised_before_qemu_opens_a_group(lab: Lab, contain
 
 def test_transfers_arrive_when_many_pages_are_mapped(lab: Lab, container: str) -> None:
     probed = probe_with(lab, container, f"PROBE_MIB={MIB}")
-    found = read_json(probed.output)
-    assert (found["more_mapped"], found["dma_matched"], found["passed"]) == (True, True, True), probed
+    answer = read_json(probed.output)
+    assert (answer["more_mapped"], answer["dma_matched"], answer["passed"]) == (True, True, True), probed
 
 
 def test_memory_can_be_mapped_at_its_own_address(lab: Lab, container: str) -> None:
     """Programs without root privileges, such as SPDK, use virtual addresses as IOVAs: 47 bits."""
     probed = probe_with(lab, container, "PROBE_MIB=4", "PROBE_IDENTITY=1")
-    found = read_json(probed.output)
-    assert (found["more_mapped"], found["dma_matched"], found["passed"]) == (True, True, True), probed
+    answer = read_json(probed.output)
+    assert (answer["more_mapped"], answer["dma_matched"], answer["passed"]) == (True, True, True), probed
 
 
 def test_mapping_that_the_host_refuses_ends_the_vm_with_the_reason(lab: Lab, probe: str) -> None:

@@ -55,7 +55,7 @@ def bundles(lab: Lab, probe: str) -> Iterator[dict[str, str]]:
     The NIC is bound to its host driver, as after a boot.
     """
     managed = {"hawse.managed": "true"}
-    made = {
+    paths = {
         RUNS: make_shell_bundle(lab, "both", EDU, probe=probe, annotations=managed | {"hawse.devices": LONE_NIC}),
         ATTACHES: make_shell_bundle(lab, "later", EDU, probe=probe, annotations=managed),
         "again": make_bundle(lab, "drives", EDU),
@@ -63,7 +63,7 @@ def bundles(lab: Lab, probe: str) -> Iterator[dict[str, str]]:
     rebind(lab, LONE_NIC, "e1000e")
     lab.run(["sh", "-c", f"echo > /sys/bus/pci/devices/{LONE_NIC}/driver_override"])
     assert f"{LONE_NIC} e1000e (null)" in snapshot(lab)
-    yield made
+    yield paths
     rebind(lab, LONE_NIC, "vfio-pci")
 
 

@@ -22,12 +22,12 @@ import json
 from hawse.vfio.groups import check_free, check_viable, read_group
 from hawse.vfio import sysfs
 groups = {sysfs.iommu_group(a) for a in ("0000:01:00.0", "0000:02:00.0", "0000:02:00.1", "0000:03:00.0")}
-found = [read_group(number) for number in sorted(groups)]
-for group in found:
+described = [read_group(number) for number in sorted(groups)]
+for group in described:
     check_viable(group)
     check_free(group)
-print(json.dumps([[f.address for f in group.functions] for group in found]))
-print(json.dumps([bar.size for bar in found[0].functions[0].bars]))
+print(json.dumps([[f.address for f in group.functions] for group in described]))
+print(json.dumps([bar.size for bar in described[0].functions[0].bars]))
 """
     result = lab.python(text)
     assert result.code == 0, result.errors

@@ -42,9 +42,9 @@ def test_attach_locks_no_memory_and_a_mapping_locks_its_size(lab: Lab) -> None:
     source = os.path.join(os.path.dirname(os.path.abspath(__file__)), "probe", "map.c")
     program = compiled_file(source)
     bundle = "/run/locked"
-    made = lab.python(_BUNDLE, bundle, EDU, program)
+    created = lab.python(_BUNDLE, bundle, EDU, program)
     configure(lab)
-    assert made.code == 0, made.errors
+    assert created.code == 0, created.errors
     started = lab.run([*RUNTIME, "run", "--detach", "--bundle", bundle, "locked"], timeout=SECONDS)
     assert started.code == 0, started
     try:

@@ -98,8 +98,8 @@ def both(lab: Lab, name: str, script: str) -> tuple[list[str], list[str], str]:
     configure(lab)
     program = compiled_file("tests/vm/receives.c")
     lab.see_new_files()
-    made = lab.python(_BUNDLE, f"/tmp/bundles/{name}", "/run/netns/box", script, program)
-    assert made.code == 0, made
+    created = lab.python(_BUNDLE, f"/tmp/bundles/{name}", "/run/netns/box", script, program)
+    assert created.code == 0, created
     runc = lab.run(["runc", "run", "--bundle", f"/tmp/bundles/{name}", name], timeout=SECONDS)
     assert runc.code == 0, runc
     ours = hawse(lab, "run", "--bundle", f"/tmp/bundles/{name}", name)
@@ -110,8 +110,8 @@ def both(lab: Lab, name: str, script: str) -> tuple[list[str], list[str], str]:
 @pytest.fixture
 def namespaces(lab: Lab) -> Iterator[None]:
     try:
-        made = lab.run(["sh", "-c", _NAMESPACES])
-        assert made.code == 0, made
+        created = lab.run(["sh", "-c", _NAMESPACES])
+        assert created.code == 0, created
         yield
     finally:
         lab.run(["sh", "-c", _CLEAR])

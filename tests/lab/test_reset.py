@@ -20,9 +20,9 @@ RESET = 1
 
 @pytest.fixture(scope="module")
 def bundle(lab: Lab, probe: str) -> str:
-    made = make_shell_bundle(lab, "reset", *DEVICES, probe=probe, annotations={})
+    path = make_shell_bundle(lab, "reset", *DEVICES, probe=probe, annotations={})
     configure(lab)
-    return made
+    return path
 
 
 @pytest.fixture(scope="module")

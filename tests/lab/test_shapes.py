@@ -67,12 +67,12 @@ print(len(groups))
 
 def documents(text: str) -> list[Any]:
     """JSON values, one after the other."""
-    decoder, found = json.JSONDecoder(), []
+    decoder, values = json.JSONDecoder(), []
     while text := text.strip():
         value, end = decoder.raw_decode(text)
-        found.append(value)
+        values.append(value)
         text = text[end:]
-    return found
+    return values
 
 
 def check_behind_a_bridge(host: dict[str, Any], guest: dict[str, Any]) -> None:
@@ -85,8 +85,8 @@ def check_behind_a_bridge(host: dict[str, Any], guest: dict[str, Any]) -> None:
 
 def test_sixteen_groups_of_every_kind_match_runc(lab: Lab, same_kernel: str, probe: str) -> None:
     configure(lab, f"[vm]\n{MACHINE}{same_kernel}", _CONFIG)
-    made = lab.python(_BUNDLE, "/run/sixteen", probe, _SCRIPT, *FUNCTIONS)
-    assert (made.code, made.output) == (0, "16\n"), made.errors
+    created = lab.python(_BUNDLE, "/run/sixteen", probe, _SCRIPT, *FUNCTIONS)
+    assert (created.code, created.output) == (0, "16\n"), created.errors
     under_runc = lab.run(["runc", "run", "--bundle", "/run/sixteen", "sixteen-runc"], timeout=300)
     assert under_runc.code == 0, under_runc
     before = snapshot(lab)

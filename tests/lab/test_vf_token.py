@@ -80,8 +80,8 @@ def owner(lab: Lab) -> Iterator[None]:
     lab.run(["sh", "-c", f"kill {pid}; while kill -0 {pid}; do sleep 0.2; done"])
     rebind(lab, PHYSICAL, "igb")
     write(lab, f"/sys/bus/pci/devices/{PHYSICAL}/driver_override", "")
-    made = lab.python("from tests.lab.inside import make_virtual_functions; make_virtual_functions()")
-    assert made.code == 0, made
+    created = lab.python("from tests.lab.inside import make_virtual_functions; make_virtual_functions()")
+    assert created.code == 0, created
     for address in VIRTUAL:
         rebind(lab, address, "vfio-pci")
     prove_unchanged(lab, before)

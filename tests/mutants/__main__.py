@@ -132,14 +132,14 @@ class Copy:
 
 
 def _all() -> list[Mutation]:
-    found = []
+    collected = []
     for directory, _, names in sorted(os.walk(f"{_TOP}/{_PACKAGE}")):
         for name in sorted(names):
             if name.endswith(".py"):
                 path = os.path.join(directory, name)
                 with open(path, "rb") as file:
-                    found += mutations(os.path.relpath(path, _TOP), file.read())
-    return found
+                    collected += mutations(os.path.relpath(path, _TOP), file.read())
+    return collected
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

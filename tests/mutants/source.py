@@ -59,15 +59,15 @@ def mutations(path: str, source: bytes) -> list[Mutation]:
     """All mutations of a file's source, in the order of its expressions."""
     lines = source.splitlines(keepends=True)
     offsets = [sum(map(len, lines[:number])) for number in range(len(lines))]
-    found = []
+    collected = []
     for node in _expressions(ast.parse(source)):
         assert node.end_lineno is not None and node.end_col_offset is not None
         start = offsets[node.lineno - 1] + node.col_offset
         end = offsets[node.end_lineno - 1] + node.end_col_offset
         original = source[start:end].decode()
         for changed in _changes(node):
-            found.append(Mutation(path, node.lineno, start, end, original, ast.unparse(changed)))
-    return found
+            collected.append(Mutation(path, node.lineno, start, end, original, ast.unparse(changed)))
+    return collected
 
 
 def _expressions(node: ast.AST) -> Iterator[ast.expr]:

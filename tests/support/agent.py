@@ -111,8 +111,8 @@ class Agent:
         """Wait for the next event of that name; returns its parameters."""
         for frame in self.everything():
             if frame[1] == EVENT:
-                found, params = messages.decode_event(frame[2])
-                if found == name:
+                event, params = messages.decode_event(frame[2])
+                if event == name:
                     return params
         raise HawseError("the agent ended")
 

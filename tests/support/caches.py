@@ -41,10 +41,10 @@ def dpdk_rootfs() -> str:
         loader = [f"{libraries}/ld-linux-x86-64.so.2", "--library-path", libraries, "--list"]
         words = [*loader, f"{path}/usr/bin/dpdk-testpmd"]
         linked = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
-        wanted = {name.partition(".")[0] for name in linked} | {"librte_net_e1000", "librte_mempool_ring"}
+        needed = {name.partition(".")[0] for name in linked} | {"librte_net_e1000", "librte_mempool_ring"}
         for directory, _, names in os.walk(f"{libraries}/dpdk"):
             for name in names:
-                if name.partition(".")[0] not in wanted:
+                if name.partition(".")[0] not in needed:
                     os.unlink(f"{directory}/{name}")
 
     return kept("dpdk-e1000", unpack)

@@ -175,21 +175,21 @@ class Containerd:
 
     def containers(self) -> list[str]:
         """The state directories of hawse's containers."""
-        found = []
+        paths = []
         for directory, names, _ in os.walk(self.runtime_root):
-            found += [f"{directory}/{name}" for name in names if directory.count("/") > self.runtime_root.count("/")]
+            paths += [f"{directory}/{name}" for name in names if directory.count("/") > self.runtime_root.count("/")]
             if directory != self.runtime_root:
                 names.clear()
-        return found
+        return paths
 
     def left(self) -> list[str]:
         """Leftovers of pods and containers while it runs: empty when all of them have been removed."""
-        found = [f"hawse: {path}" for path in self.containers()] + [f"shim: {words}" for words in self._shims()]
-        found += [f"interface: {name}" for name in self.node.links()]
-        found += [f"mount: {path}" for path in _mounts(self.directory)]
+        leftovers = [f"hawse: {path}" for path in self.containers()] + [f"shim: {words}" for words in self._shims()]
+        leftovers += [f"interface: {name}" for name in self.node.links()]
+        leftovers += [f"mount: {path}" for path in _mounts(self.directory)]
         for mount in _mounts("/sys/fs/cgroup", kind="cgroup"):
-            found += [f"cgroup: {path}" for path, *_ in os.walk(f"{mount}{self.cgroups}")][1:]
-        return found
+            leftovers += [f"cgroup: {path}" for path, *_ in os.walk(f"{mount}{self.cgroups}")][1:]
+        return leftovers
 
     def shims(self, name: str) -> list[int]:
         """The pids of the shim of a container or a pod."""

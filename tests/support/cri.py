@@ -43,16 +43,16 @@ class CallError(Exception):
 @functools.cache
 def _methods() -> dict[str, tuple[str, Any, Any]]:
     """For each call by its name: its path, and the classes of its request and answer."""
-    made = subprocess.run(
+    compiled = subprocess.run(
         ["protoc", f"--proto_path={os.path.dirname(_PROTO)}", "--descriptor_set_out=/dev/stdout", _PROTO],
         check=True,
         capture_output=True,
     )
     pool = descriptor_pool.DescriptorPool()
-    files = descriptor_pb2.FileDescriptorSet.FromString(made.stdout).file
+    files = descriptor_pb2.FileDescriptorSet.FromString(compiled.stdout).file
     for file in files:
         pool.Add(file)
-    found = {}
+    methods = {}
     for file in files:
         for service in file.service:
             for method in service.method:
@@ -60,8 +60,8 @@ def _methods() -> dict[str, tuple[str, Any, Any]]:
                     pool.FindMessageTypeByName(name.lstrip(".")) for name in (method.input_type, method.output_type)
                 )
                 request, answer = (message_factory.GetMessageClass(kind) for kind in kinds)
-                found[method.name] = (f"/{file.package}.{service.name}/{method.name}", request, answer)
-    return found
+                methods[method.name] = (f"/{file.package}.{service.name}/{method.name}", request, answer)
+    return methods
 
 
 class Cri:

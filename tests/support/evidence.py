@@ -108,8 +108,8 @@ def _save_processes(directory: str) -> None:
 
 
 def _status(pid: int) -> str:
-    wanted = ("State", "PPid", "Threads", "VmRSS")
-    return "  " + ", ".join(line for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith(wanted))
+    fields = ("State", "PPid", "Threads", "VmRSS")
+    return "  " + ", ".join(line for line in _read(f"/proc/{pid}/status").splitlines() if line.startswith(fields))
 
 
 def _python_stack(pid: int) -> str:

@@ -22,9 +22,9 @@ first: dict[str, int] = {}
 
 
 def inherited(name: str) -> socket.socket:
-    found = re.search(rf"id={name},fd=(\d+)", " ".join(sys.argv))
-    assert found is not None
-    return socket.socket(fileno=int(found[1]))
+    match = re.search(rf"id={name},fd=(\d+)", " ".join(sys.argv))
+    assert match is not None
+    return socket.socket(fileno=int(match[1]))
 
 
 def questions() -> None:

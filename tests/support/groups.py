@@ -19,6 +19,6 @@ def plan(*groups: EmulatedGroup, seconds: float = 1.0) -> SandboxPlan:
     return sandbox_plan(machine, bundle="/b", groups=groups, spec={})
 
 
-def wanted(group: EmulatedGroup, spares: list[Port]) -> Attachment:
+def attachment(group: EmulatedGroup, spares: list[Port]) -> Attachment:
     steps = plug_steps([group], place(shape(group), spares), owner="c1")
     return Attachment(plugs=steps, nodes=[group_node(group.number)], mode=0o660, uid=1, gid=2)

@@ -61,19 +61,19 @@ def _processes() -> set[str]:
 
 
 def _open_groups() -> set[str]:
-    found = holders(lambda target: target.startswith("/dev/vfio/"))
-    return {f"{pid} {target}" for pid, targets in found.items() for target in targets}
+    groups = holders(lambda target: target.startswith("/dev/vfio/"))
+    return {f"{pid} {target}" for pid, targets in groups.items() for target in targets}
 
 
 def _drivers() -> set[str]:
-    found = set()
+    drivers = set()
     devices = "/sys/bus/pci/devices"
     for address in os.listdir(devices) if os.path.isdir(devices) else ():
         link = f"{devices}/{address}/driver"
         driver = os.path.basename(os.readlink(link)) if os.path.islink(link) else ""
         override = "".join(_lines(f"{devices}/{address}/driver_override"))
-        found.add(f"{address} {driver} {override}")
-    return found
+        drivers.add(f"{address} {driver} {override}")
+    return drivers
 
 
 def _lines(path: str) -> set[str]:

@@ -154,9 +154,9 @@ def play(
         await until(lambda: os.path.exists(f"{monitor.store.path}/monitor.log"))
         try:
             with open(f"{monitor.store.path}/monitor.log") as log:
-                made = Scene(monitor, host, hearing)
-                await story(made)
-                await made.prove_deletable()
+                scene = Scene(monitor, host, hearing)
+                await story(scene)
+                await scene.prove_deletable()
                 assert [name for name, _ in await hearing] == ["exit"]
                 check_log(log.read())
         finally:

@@ -39,8 +39,8 @@ class Pod:
             "dns_config": {"servers": ["10.78.0.1"], "searches": ["pods.test"], "options": ["ndots:5"]},
             "linux": linux | changes.pop("linux", {}),
         } | changes
-        made = cri("RunPodSandbox", config=self._config, runtime_handler="hawse")
-        self.id: str = made["pod_sandbox_id"]
+        answer = cri("RunPodSandbox", config=self._config, runtime_handler="hawse")
+        self.id: str = answer["pod_sandbox_id"]
         self.containers: dict[str, str] = {}
 
     def create(
@@ -72,27 +72,27 @@ class Pod:
                 "security_context": _SECURITY | paths | (security or {}),
             },
         } | changes
-        made = self.cri("CreateContainer", pod_sandbox_id=self.id, config=config, sandbox_config=self._config)
-        self.containers[name] = made["container_id"]
+        answer = self.cri("CreateContainer", pod_sandbox_id=self.id, config=config, sandbox_config=self._config)
+        self.containers[name] = answer["container_id"]
         return self.containers[name]
 
     def _devices(self, groups: tuple[int, ...]) -> list[dict[str, str]]:
         """The answer of a device plugin. The engine needs nodes on the host, so they are created for emulated groups.
         hawse finds the groups by the paths in the container."""
         numbers = {"vfio": (10, 196), **{str(group): (511, group) for group in groups}} if groups else {}
-        found = []
+        devices = []
         for name, (major, minor) in numbers.items():
             path = f"{self.directory}/nodes/{name}"
             if not os.path.exists(path):
                 os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(major, minor))
-            found.append({"container_path": f"/dev/vfio/{name}", "host_path": path, "permissions": "rw"})
-        return found
+            devices.append({"container_path": f"/dev/vfio/{name}", "host_path": path, "permissions": "rw"})
+        return devices
 
     def run(self, name: str, script: str = FOREVER, **changes: Any) -> str:
         """Create a container and start it; returns its id."""
-        made = self.create(name, script, **changes)
-        self.cri("StartContainer", container_id=made)
-        return made
+        container = self.create(name, script, **changes)
+        self.cri("StartContainer", container_id=container)
+        return container
 
     def status(self, name: str) -> dict[str, Any]:
         """The answer to ContainerStatus."""

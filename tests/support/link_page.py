@@ -46,12 +46,12 @@ def _events() -> list[str]:
 
 
 def _objects() -> list[str]:
-    found: dict[str, inspect.StructType] = {}
+    objects: dict[str, inspect.StructType] = {}
     for call in CALLS.values():
         for field in _info(call).fields:
-            found |= {struct.cls.__name__: struct for struct in _structs(field.type)}
-        found |= {struct.cls.__name__: struct for struct in _structs(inspect.type_info(answer_type(call)))}
-    rows = [f"| `{name}` | {_fields(struct)} | {_text(struct.cls)} |" for name, struct in found.items()]
+            objects |= {struct.cls.__name__: struct for struct in _structs(field.type)}
+        objects |= {struct.cls.__name__: struct for struct in _structs(inspect.type_info(answer_type(call)))}
+    rows = [f"| `{name}` | {_fields(struct)} | {_text(struct.cls)} |" for name, struct in objects.items()]
     return ["| object | fields | is |", "|---|---|---|", *rows]
 
 

@@ -49,22 +49,22 @@ class Loop:
 
     def holders(self) -> set[str]:
         """The programs that have the device open."""
-        found = set()
+        names = set()
         for pid in all_pids():
             for fd in descriptors(pid):
                 with suppress(OSError):  # closed since
                     # Not by its path: QEMU has a node in its private /dev.
                     status = os.stat(f"/proc/{pid}/fd/{fd}")
                     if stat.S_ISBLK(status.st_mode) and status.st_rdev == os.makedev(*self.numbers):
-                        found.add(name_of(pid))
-        return found
+                        names.add(name_of(pid))
+        return names
 
 
 @contextmanager
 def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> Iterator[list[Loop]]:
     """Create a loop device for each list of losetup's options; they are detached at the end of the context."""
     with ExitStack() as undo:
-        made = []
+        loops = []
         for number, words in enumerate(options):
             file = f"{directory}/disk{number}"
             with open(file, "wb") as empty:
@@ -72,12 +72,12 @@ def loop_devices(directory: str, *options: list[str], mebibytes: int = 16) -> It
             argv = ["losetup", "--find", "--show", *words, file]
             path = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
             undo.callback(subprocess.run, ["losetup", "--detach", path], check=True)
-            made.append(Loop(os.path.basename(path), file))
+            loops.append(Loop(os.path.basename(path), file))
             if "--partscan" in words:  # created explicitly: not every kernel reads MBR partition tables
                 first, count = str(PARTITION // 512), str(2 * MIB // 512)
                 subprocess.run(["addpart", path, "1", first, count], check=True)
                 undo.callback(subprocess.run, ["delpart", path, "1"], check=True)
-        yield made
+        yield loops
 
 
 def add_disk(spec: dict[str, Any], path: str, loop: Loop, access: str, **rights: int) -> None:

@@ -53,8 +53,8 @@ def read_one(name: str) -> dict[str, Any]:
 
 def runtime_class(pod: dict[str, Any]) -> dict[str, Any]:
     """The RuntimeClass of a pod, from deploy/kubernetes."""
-    found = [read_one(path.name) for path in DEPLOY.glob("runtimeclass*.yaml")]
-    [one] = [each for each in found if each["metadata"]["name"] == pod["spec"]["runtimeClassName"]]
+    classes = [read_one(path.name) for path in DEPLOY.glob("runtimeclass*.yaml")]
+    [one] = [each for each in classes if each["metadata"]["name"] == pod["spec"]["runtimeClassName"]]
     return one
 
 

@@ -48,9 +48,9 @@ class Monitor:
 
     def peak(self) -> int:
         """Its peak memory in KiB (proc(5), VmHWM)."""
-        found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
-        assert found
-        return int(found[1])
+        match = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
+        assert match
+        return int(match[1])
 
     def send(self, plan: SandboxPlan) -> None:
         """Send the plan, so that it creates the sandbox."""
@@ -129,15 +129,15 @@ class Monitor:
 
 def tell(directory: Path, story: Callable[[Monitor, FakeHost], Awaitable[None]]) -> None:
     """Run a test's story."""
-    made = Monitor(directory)
+    process = Monitor(directory)
 
     async def whole() -> None:
         async with FakeHost(str(directory)) as host:
             try:
                 async with asyncio.timeout(SECONDS):
-                    await story(made, host)
+                    await story(process, host)
             finally:
-                made.kill()  # here, since threads that wait for the monitor would delay the end of the loop
+                process.kill()  # here, since threads that wait for the monitor would delay the end of the loop
 
     asyncio.run(whole())
 
@@ -145,17 +145,17 @@ def tell(directory: Path, story: Callable[[Monitor, FakeHost], Awaitable[None]])
 @contextmanager
 def new_network() -> Iterator[str]:
     """Create an empty network namespace; returns its path."""
-    found: list[int] = []
+    descriptors: list[int] = []
 
     def make() -> None:
         network_namespace.leave()
-        found.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        descriptors.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
     thread = threading.Thread(target=make)
     thread.start()
     thread.join()
-    yield f"/proc/{os.getpid()}/fd/{found[0]}"
-    os.close(found[0])
+    yield f"/proc/{os.getpid()}/fd/{descriptors[0]}"
+    os.close(descriptors[0])
 
 
 def runs(pid: int) -> bool:

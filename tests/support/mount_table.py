@@ -42,5 +42,5 @@ def mounts_of(pid: int | str = "self") -> list[Entry]:
 
 def cgroup_hierarchies(*, version: int | None = None) -> list[Hierarchy]:
     """The cgroup hierarchies of this host, or those of one version."""
-    found = hierarchies(Path("/proc/self/mountinfo").read_text())
-    return [hierarchy for hierarchy in found if version in (None, hierarchy.version)]
+    all_hierarchies = hierarchies(Path("/proc/self/mountinfo").read_text())
+    return [hierarchy for hierarchy in all_hierarchies if version in (None, hierarchy.version)]

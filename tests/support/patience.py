@@ -65,10 +65,10 @@ def kvm_works() -> bool:
     from tests.support.caches import CACHE
 
     try:
-        found = choose("auto", qemu=Vm().qemu, kernel=locate(cache=CACHE).kernel, directory=CACHE)
+        acceleration = choose("auto", qemu=Vm().qemu, kernel=locate(cache=CACHE).kernel, directory=CACHE)
     except HawseError:  # no guest image yet: only unit tests run then
         return False
-    return found.name == "kvm"
+    return acceleration.name == "kvm"
 
 
 @functools.cache

@@ -222,20 +222,20 @@ class Pod:
         if not os.path.exists(store.path):
             store.make(sandbox=self.store)
         steps = plug_steps([EDU], place(shape(EDU), self.spares), owner=name)
-        made = ContainerPlan(
+        planned = ContainerPlan(
             id=name, bundle="/b", rootfs="/b/rootfs", oci_version="1.0.2", annotations={}, owner="", shares=[],
             spec={"process": {"args": ["x"]}}, plugs=steps, nodes=[group_node(EDU.number)], hugepages=[],
             binds=[], network="", sysctls={},
         )  # fmt: skip
         if "plugs" in changes:
-            made.nodes[:] = [group_node(plug.group) for plug in changes["plugs"]]
-        return msgspec.structs.replace(made, **changes)
+            planned.nodes[:] = [group_node(plug.group) for plug in changes["plugs"]]
+        return msgspec.structs.replace(planned, **changes)
 
     async def join(self, **changes: Any) -> asyncio.StreamReader:
         """Create a second container, c2; returns the events of its proxy."""
-        made = self.joining(**changes)
+        planned = self.joining(**changes)
         proxy = await self.announce(f"c2/{KEY}")
-        await self.create(made)
+        await self.create(planned)
         return proxy
 
     @property
@@ -243,9 +243,9 @@ class Pod:
         """The free ports."""
         return self.sandbox.claims.spares
 
-    async def create(self, made: ContainerPlan) -> object:
+    async def create(self, planned: ContainerPlan) -> object:
         """Request the creation of a container from the monitor."""
-        return await self.call(made.id, "create", plan=msgspec.to_builtins(made), sources=[], key=KEY)
+        return await self.call(planned.id, "create", plan=msgspec.to_builtins(planned), sources=[], key=KEY)
 
     def state(self, name: str = "c2") -> dict[str, Any]:
         """The state of a container on disk."""
@@ -288,17 +288,17 @@ async def pod(
         first, NoShare(), Apart(store.path, loopback), store, Steps(f"{store.path}/steps.json", [])
     )
     server = await asyncio.start_server(Service(sandbox).connection, sock=sockets.bind(store.path, "monitor.sock"))
-    made = Pod(sandbox, guest, FakeMachine(link, qmp or FakeQmp()), store, [ours[1], theirs[1]])
+    pod = Pod(sandbox, guest, FakeMachine(link, qmp or FakeQmp()), store, [ours[1], theirs[1]])
     try:
         if created:
-            await made.create_first()
-        yield made
+            await pod.create_first()
+        yield pod
     finally:
         for held in guest.held.values():
             held.set()
         sandbox.end()
         server.close()
-        for writer in made.writers:
+        for writer in pod.writers:
             writer.close()
         for task in tasks:
             task.cancel()

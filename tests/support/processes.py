@@ -22,11 +22,11 @@ def all_pids() -> list[int]:
 
 def children(pid: int) -> list[int]:
     """The children of all threads of a process. Raises OSError when the process has ended."""
-    found: list[int] = []
+    pids: list[int] = []
     for thread in os.listdir(f"/proc/{pid}/task"):
         with suppress(FileNotFoundError):  # this thread has ended
-            found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
-    return found
+            pids += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return pids
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -112,5 +112,5 @@ def descriptors(pid: int) -> dict[int, str]:
 
 def holders(is_sought: Callable[[str], bool]) -> dict[int, list[str]]:
     """The targets of descriptors for which ``is_sought`` returns true, by the pids of the processes that have them."""
-    found = {pid: [target for target in descriptors(pid).values() if is_sought(target)] for pid in all_pids()}
-    return {pid: targets for pid, targets in found.items() if targets}
+    by_pid = {pid: [target for target in descriptors(pid).values() if is_sought(target)] for pid in all_pids()}
+    return {pid: targets for pid, targets in by_pid.items() if targets}

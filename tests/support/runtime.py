@@ -71,9 +71,9 @@ class Runtime:
         # Not a pipe: the container would inherit it and keep it open.
         with open(f"{bundle}/said", "w+") as said:
             words = self.argv("create", "--bundle", bundle, "--pid-file", pid_file, name)
-            made = subprocess.run(words, check=False, stdin=null, stdout=null, stderr=said)
+            created = subprocess.run(words, check=False, stdin=null, stdout=null, stderr=said)
             said.seek(0)
-            assert made.returncode == 0, said.read()
+            assert created.returncode == 0, said.read()
         started = self("start", name)
         assert started.code == 0, started
         with open(pid_file) as file:

@@ -95,9 +95,9 @@ def _unpacked(
     def unpack(tree: str) -> None:
         options = apt_options(*suites)
         fetched = packages.fetch(names, cache=f"{CACHE}/{suite}", progress=print, options=options)
-        wanted = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
+        paths = ("usr/bin/qemu-system-x86_64", "usr/libexec/", "usr/share/qemu/", "usr/share/seabios/")
         packages.unpack(
-            fetched, tree, select=lambda name: name.startswith(wanted) or (".so" in name and name.startswith("usr/lib"))
+            fetched, tree, select=lambda name: name.startswith(paths) or (".so" in name and name.startswith("usr/lib"))
         )
         if change is not None:
             change(tree)

@@ -51,7 +51,7 @@ def without_store(code: bytes, called: int) -> bytes:
     if len(calls) != 1:
         raise ValueError(f"{_FUNCTION} calls {_CALLED} {len(calls)} times")
     first = max(0, calls[0] - _NEAR)
-    stores = [first + found.start() for found in _STORE.finditer(code[first : calls[0]])]
+    stores = [first + match.start() for match in _STORE.finditer(code[first : calls[0]])]
     if len(stores) != 1:
         raise ValueError(f"{_FUNCTION} has {len(stores)} stores of a vector before it calls {_CALLED}")
     return code[: stores[0]] + _NOTHING + code[stores[0] + len(_NOTHING) :]

@@ -55,10 +55,10 @@ def prove_same(before: Kinds, look: Callable[[], Kinds], *, seconds: float = 15)
 
 def _more(before: Kinds, after: Kinds) -> Kinds:
     """The difference, but without removed temporary files, which may belong to others on the host."""
-    found = difference(before, after)
+    changes = difference(before, after)
     if after["temporary files"] <= before["temporary files"]:
-        found.pop("temporary files", None)
-    return found
+        changes.pop("temporary files", None)
+    return changes
 
 
 def held(pid: int) -> Counter[str]:
@@ -81,12 +81,12 @@ def private_kib(pid: int) -> int:
 
 def _rules() -> set[str]:
     """The firewall's rules, by all three programs that may have created some, without their counters."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for command in (["iptables-save"], ["ip6tables-save"], ["nft", "--stateless", "list", "ruleset"]):
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         lines = [re.sub(r"\[\d+:\d+\]", "", line) for line in done.stdout.splitlines() if not line.startswith("#")]
-        found.update(f"{command[0]}: {line.strip()}" for line in lines)
-    return {f"{count} times {line}" for line, count in found.items()}
+        counts.update(f"{command[0]}: {line.strip()}" for line in lines)
+    return {f"{count} times {line}" for line, count in counts.items()}
 
 
 def _programs() -> set[str]:
@@ -95,10 +95,12 @@ def _programs() -> set[str]:
 
 def _templates() -> set[str]:
     """The templates of this installation's image: other checkouts on the host have theirs in the same cache."""
-    found = dict(templates.list_all(CACHE))
+    cached = dict(templates.list_all(CACHE))
     initrd = locate(cache=CACHE).initrd
     return {
-        name for name, made in found.items() if isinstance(made, templates.Template) and made.shape["initrd"] == initrd
+        name
+        for name, template in cached.items()
+        if isinstance(template, templates.Template) and template.shape["initrd"] == initrd
     }
 
 

@@ -16,7 +16,7 @@ from hawse.vfio.node import VfioNode, container_node, file_node, group_node
 from hawse.vm.ports import plan_ports
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
-from tests.support.groups import BOUND, EDU, plan, wanted
+from tests.support.groups import BOUND, EDU, attachment, plan
 
 FILE, IOMMU_NUMBERS = {"number": 2, "major": 509, "minor": 4}, {"major": 10, "minor": 258}
 FILES = BOUND | {"file": FILE, "iommu": IOMMU_NUMBERS}
@@ -55,7 +55,7 @@ def test_container_gets_device_files_when_it_has_dev_iommu(
         machine = Machine(replace(plan(*groups).container, nodes=nodes), FILES)
         await machine.begin()
         assert machine.attachments.wants_files == wants
-        await machine.attachments.attach(wanted(EmulatedGroup(9, ("edu",)), machine.claims.spares))
+        await machine.attachments.attach(attachment(EmulatedGroup(9, ("edu",)), machine.claims.spares))
         paths = [node["path"] for node in machine.link.calls[-1][1]["nodes"]]
         assert ("/dev/iommu" in paths) == wants
         assert machine.link.seconds["add_nodes"] == 61
@@ -69,11 +69,11 @@ def test_nodes_of_a_detached_group_are_forgotten() -> None:
     async def story() -> None:
         machine = Machine(plan().container, FILES)
         await machine.begin()
-        [entry] = await machine.attachments.attach(wanted(EDU, machine.claims.spares))
+        [entry] = await machine.attachments.attach(attachment(EDU, machine.claims.spares))
         assert entry["nodes"] == ["/dev/vfio/3", "/dev/vfio/5"]
         await machine.attachments.detach(5, force=False)
         assert machine.link.calls[-1][1]["devices"] == []
-        more = wanted(EDU, machine.claims.spares)
+        more = attachment(EDU, machine.claims.spares)
         [node] = more.nodes
         other = replace(node, path="/dev/vfio/x")
         [entry] = await machine.attachments.attach(replace(more, nodes=[other, other]))
@@ -139,7 +139,7 @@ def test_device_that_stays_keeps_its_port(call: str) -> None:
             elif call == "end":
                 await machine.attachments.end()
             else:
-                await machine.attachments.attach(wanted(EDU, machine.claims.spares))
+                await machine.attachments.attach(attachment(EDU, machine.claims.spares))
         assert machine.qmp.plugged == {"vfio-5-0"}
         assert len(machine.claims.spares) == 3
         assert [plug.group for plug in machine.claims.plugs] == ([5] if call == "detach" else [])

@@ -15,7 +15,7 @@ from hawse.vfio.emulated import EmulatedGroup
 from hawse.vfio.node import file_node
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp, fails_at
-from tests.support.groups import BOUND, EDU, NICS, plan, wanted
+from tests.support.groups import BOUND, EDU, NICS, attachment, plan
 from tests.support.plans import changed
 
 
@@ -33,7 +33,7 @@ class Sandbox:
         await self.attachments.begin(self.qmp, self.link)  # type: ignore[arg-type]
 
     async def attach(self, group: EmulatedGroup) -> list[dict[str, Any]]:
-        return await self.attachments.attach(wanted(group, self.claims.spares))
+        return await self.attachments.attach(attachment(group, self.claims.spares))
 
 
 def live(path: str, major: int, minor: int, mode: int, uid: int, gid: int) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def test_error_says_whether_a_group_is_attached() -> None:
         other = EmulatedGroup(9, ("edu",))
         taken = [port for port in plan().ports if port.name == box.attachments.plugs[-1].bus]
         with pytest.raises(StateError, match="the port for it was taken meanwhile"):
-            await box.attachments.attach(wanted(other, taken))
+            await box.attachments.attach(attachment(other, taken))
 
     virtual_time.run(story())
 
@@ -300,7 +300,7 @@ def test_container_with_dev_iommu_gets_device_files_of_attached_groups() -> None
         box.attachments = Attachments(with_files(plan().container), box.claims, seconds=1.0)
         assert box.attachments.wants_files
         await box.begin()
-        more = wanted(EDU, box.claims.spares)
+        more = attachment(EDU, box.claims.spares)
         file = file_node(5, path="/dev/vfio/devices/vfio7", major=0, minor=5)
         file = msgspec.structs.replace(file, device=more.plugs[0].device)
         await box.attachments.attach(msgspec.structs.replace(more, nodes=[*more.nodes, file]))

@@ -128,8 +128,8 @@ def test_jail_that_fails_in_the_monitor_is_an_error_only_where_it_is_required(
         raise HostError("all user ids are in use", hint="give more of them")
 
     monkeypatch.setattr(monitor, "Jail", refuse)
-    wanted = JailPlan(tree="/tree", first_user=100000, last_user=100000, filters=True, required=required)
-    planned = sandbox_plan(machine_plan(jail=wanted), bundle=str(tmp_path))
+    jail = JailPlan(tree="/tree", first_user=100000, last_user=100000, filters=True, required=required)
+    planned = sandbox_plan(machine_plan(jail=jail), bundle=str(tmp_path))
     steps, notes = Steps(f"{tmp_path}/steps", []), list[Note]()
     store = Store(str(tmp_path), "c1")
     if required:

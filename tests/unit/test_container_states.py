@@ -17,7 +17,7 @@ import pytest
 from hawse.errors import DeviceError, HawseError, StateError, VmError
 from hawse.state.store import start_time
 from tests.support.async_wait import until
-from tests.support.groups import BOUND, EDU, NICS, wanted
+from tests.support.groups import BOUND, EDU, NICS, attachment
 from tests.support.host_processes import reused
 from tests.support.pods import KEY, Pod, heard, pod, run, settle
 
@@ -39,7 +39,7 @@ async def bring(sandbox: Pod, status: str) -> None:
 
 async def ask(sandbox: Pod, verb: str) -> object:
     if verb == "attach":
-        return await sandbox.call("c2", "attach", **msgspec.to_builtins(wanted(EDU, sandbox.spares)))
+        return await sandbox.call("c2", "attach", **msgspec.to_builtins(attachment(EDU, sandbox.spares)))
     if verb == "exec":
         await sandbox.announce("c2/k")
     params: dict[str, dict[str, Any]] = {
@@ -191,7 +191,7 @@ def test_state_file_lists_attached_devices(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path) as sandbox:
             await sandbox.join()
-            more = msgspec.to_builtins(wanted(NICS, sandbox.spares))
+            more = msgspec.to_builtins(attachment(NICS, sandbox.spares))
             sandbox.guest.answers["bind_vfio"] = BOUND | {"group": 4, "minor": 1}
             entries = await sandbox.call("c2", "attach", **more)
             assert isinstance(entries, list)

@@ -198,36 +198,36 @@ def test_update_that_fails_leaves_the_hosts_limits(tmp_path: Path, fails: str) -
     """As under runc. What was not set is not set again; the guest, of which nothing is known then, is asked for all."""
 
     async def story() -> None:
-        made = Container(tmp_path, update=[VmError("agent: no"), None] if fails == "guest" else None)
+        container = Container(tmp_path, update=[VmError("agent: no"), None] if fails == "guest" else None)
         (tmp_path / "cgroup" / "cpu.weight").write_text("100")
-        wanted: dict[str, Any] = {"shares": 1024, "mems": "0"}
+        limits: dict[str, Any] = {"shares": 1024, "mems": "0"}
         if fails == "host":
             (tmp_path / "cgroup" / "cpuset.mems").unlink()
         with pytest.raises((HostError, VmError)):
-            await made.usage.update({"cpu": wanted})
-        assert made.files()["cpu.weight"] == "100"
-        assert made.files().get("cpuset.mems", "").strip() == ""
-        assert made.state.limits is None
+            await container.usage.update({"cpu": limits})
+        assert container.files()["cpu.weight"] == "100"
+        assert container.files().get("cpuset.mems", "").strip() == ""
+        assert container.state.limits is None
         (tmp_path / "cgroup" / "cpuset.mems").write_text("")
-        await made.usage.update({"cpu": {"shares": 2048}})
-        assert made.files()["cpu.weight"] != "100"
+        await container.usage.update({"cpu": {"shares": 2048}})
+        assert container.files()["cpu.weight"] != "100"
 
     virtual_time.run(story())
 
 
 def test_hosts_limits_that_cannot_be_set_back_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
-        made = Container(tmp_path, update=[VmError("agent: no"), None])
+        container = Container(tmp_path, update=[VmError("agent: no"), None])
 
         def fail(_self: HostCgroup, _values: object) -> None:
             raise HostError("cpu.weight cannot be set back")
 
         monkeypatch.setattr(HostCgroup, "restore", fail)
         with pytest.raises(VmError) as caught:
-            await made.usage.update({"cpu": {"shares": 1024}})
+            await container.usage.update({"cpu": {"shares": 1024}})
         assert caught.value.message == "agent: no; and then cpu.weight cannot be set back"
-        await made.usage.update({"cpu": {"shares": 512}})
-        assert made.files()["cpu.weight"] == "20", "it is not known what the host has"
+        await container.usage.update({"cpu": {"shares": 512}})
+        assert container.files()["cpu.weight"] == "20", "it is not known what the host has"
 
     virtual_time.run(story())
 

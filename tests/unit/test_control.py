@@ -44,7 +44,7 @@ def test_control_cgroup_is_in_the_hierarchy_of_the_cpu_controller(
 class Host:
     """A hierarchy of version 2 with plain files; the last pid that was written to a file of it can be read."""
 
-    def __init__(self, directory: Path, *, made: bool = True) -> None:
+    def __init__(self, directory: Path, *, exists: bool = True) -> None:
         self.mount = directory / "cgroup"
         self.state = directory / "state"
         self.state.mkdir()
@@ -52,7 +52,7 @@ class Host:
         self.mountinfo = directory / "mountinfo"
         self.mountinfo.write_text(f"30 23 0:26 / {self.mount} rw - cgroup2 cgroup2 rw\n")
         assert len(hierarchies(self.mountinfo.read_text())) == 1
-        if not made:
+        if not exists:
             (self.mount / "pod").rmdir()
 
     def control(self, path: str = "/pod") -> ControlCgroup:
@@ -89,7 +89,7 @@ def test_process_that_has_ended_is_not_moved(host: Host) -> None:
 
 
 def test_sandbox_without_a_cgroup_is_not_moved(tmp_path: Path) -> None:
-    host = Host(tmp_path, made=False)
+    host = Host(tmp_path, exists=False)
     for path in ("/pod", ""):
         cgroup = host.control(path)
         assert not cgroup.is_apart

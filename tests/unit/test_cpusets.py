@@ -116,29 +116,29 @@ def test_cpus_of_a_vm_follow_its_containers(tmp_path: Path, version: int) -> Non
     host = HostCgroup(CgroupPlan(path="/pod/c1"), str(tmp_path))
     placement = Placement(host, lambda: (("", ""), lists), last=lambda _kind: 1)
 
-    def found() -> tuple[str, ...]:
+    def cpuset_files() -> tuple[str, ...]:
         return tuple((cgroup / f"cpuset.{name}").read_text() for name in ("cpus", "mems"))
 
     async def story() -> None:
         (cgroup / "cpuset.cpus").write_text("as it was")
         lists.append(("", ""))
         assert await placement.update() == []
-        assert found() == ("as it was", "0")
+        assert cpuset_files() == ("as it was", "0")
         lists[0] = ("0", "")
         await placement.update()
-        assert found()[0].startswith("0")
+        assert cpuset_files()[0].startswith("0")
         lists.append(("1", "0"))
         await placement.update()
-        assert found()[0].startswith("0-1")
+        assert cpuset_files()[0].startswith("0-1")
         lists[:] = [("1", "0")]
         (cgroup / "cpuset.mems").write_text("")
         await placement.update()
-        assert found()[1] == "0"
+        assert cpuset_files()[1] == "0"
         lists.clear()
         (cgroup / "cpuset.cpus").write_text("")
         (cgroup / "cpuset.mems").write_text("")
         await placement.update()
-        assert found() == (("0-1", "0") if version == 1 else ("\n", "\n"))
+        assert cpuset_files() == (("0-1", "0") if version == 1 else ("\n", "\n"))
         (cgroup / "cpuset.cpus").unlink()
         lists.append(("1", ""))
         with pytest.raises(HostError, match=r"linux\.resources\.cpu\.cpus: '1' is not set in the host's cgroup"):

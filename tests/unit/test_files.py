@@ -197,9 +197,9 @@ def test_durable_file_and_then_its_directory_are_synced(tmp_path: Path, monkeypa
     path, events = str(tmp_path / "file"), list[str]()
 
     def sync(fd: int) -> None:
-        found = os.readlink(f"/proc/self/fd/{fd}")
-        with open(f"/proc/self/fd/{fd}", "rb") if os.path.isfile(found) else open(os.devnull, "rb") as file:
-            events.append(f"{os.path.basename(found)[:7]} {file.read().decode()}".strip())
+        opened = os.readlink(f"/proc/self/fd/{fd}")
+        with open(f"/proc/self/fd/{fd}", "rb") if os.path.isfile(opened) else open(os.devnull, "rb") as file:
+            events.append(f"{os.path.basename(opened)[:7]} {file.read().decode()}".strip())
 
     def rename(source: str, target: str) -> None:
         events.append("rename")

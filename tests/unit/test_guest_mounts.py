@@ -168,17 +168,17 @@ VFIO = (
 def test_mount_becomes(mount: dict[str, Any], expected: GuestMount | str) -> None:
     """A text is part of the only warning about a mount that is shared, or left to the guest's kernel, all the same."""
     before = copy.deepcopy(mount)
-    found = planner().plan(3, mount)
+    planned = planner().plan(3, mount)
     assert mount == before
     if isinstance(expected, GuestMount):
-        assert found == expected
+        assert planned == expected
         return
-    [(level, text)] = found.notes
+    [(level, text)] = planned.notes
     assert level == "warning"
     assert text.startswith("/bundle/config.json: mounts[3].")
     assert expected in text
-    assert (found.share is not None, found.socket) == (mount["type"] == "bind", None)
-    assert found.entry == (mount | {"source": IN_SHARE} if found.share else mount)
+    assert (planned.share is not None, planned.socket) == (mount["type"] == "bind", None)
+    assert planned.entry == (mount | {"source": IN_SHARE} if planned.share else mount)
 
 
 @pytest.mark.parametrize("mapped", [False, True])
@@ -188,10 +188,10 @@ def test_forwarded_socket_has_a_share_that_nothing_else_uses(tmp_path: Path, map
         server.bind(path)
         special = Special(SOCKET, path, 0o660, 7, 8)
         files = HostFiles(special={path: special}.get, node=lambda _: None)
-        found = planner(forwarded=(path,), files=files).plan(3, bind(path, **MAPPED if mapped else {}))
+        planned = planner(forwarded=(path,), files=files).plan(3, bind(path, **MAPPED if mapped else {}))
     owners = OWNERS if mapped else None
     uid, gid = (100007, 200008) if mapped else (7, 8)
-    assert found == GuestMount(
+    assert planned == GuestMount(
         bind(SOCKETS),
         share=share(path, is_dir=False, common=False, owners=owners),
         socket=Special(SOCKET, "", 0o660, uid, gid),
@@ -200,9 +200,9 @@ def test_forwarded_socket_has_a_share_that_nothing_else_uses(tmp_path: Path, map
 
 @pytest.mark.parametrize("option", ["idmap", "ridmap"])
 def test_option_maps_owners_as_the_user_namespace_does(option: str) -> None:
-    found = planner(maps=(UIDS, GIDS)).plan(3, bind("/srv/data", option))
+    planned = planner(maps=(UIDS, GIDS)).plan(3, bind("/srv/data", option))
     owners = IdMap(tuple(UIDS), tuple(GIDS), recursive=option == "ridmap")
-    assert found == GuestMount(bind(IN_SHARE), share=share("/srv/data", owners=owners))
+    assert planned == GuestMount(bind(IN_SHARE), share=share("/srv/data", owners=owners))
 
 
 @pytest.mark.parametrize(
@@ -239,15 +239,15 @@ def test_mounts_are_collected_in_their_order() -> None:
         bind("/srv/huge", to="/again"),
         bind("/srv/data", to="/data"),
     ]
-    found = planner().plan_all(mounts)
-    assert [mount["destination"] for mount in found.entries] == [
+    planned = planner().plan_all(mounts)
+    assert [mount["destination"] for mount in planned.entries] == [
         "/proc", "/f", "/h", "/dev/shm", "/h2", "/sys", "/again", "/data",
     ]  # fmt: skip
-    assert [(each.name, each.source) for each in found.shares] == [("mount1", "/srv/fifo"), ("mount8", "/srv/data")]
-    assert [(node.index, node.destination) for node in found.bound] == [(2, "/d")]
-    assert found.huge == {guest_name("/srv/huge"): HUGE["/srv/huge"]}
-    assert found.memory == {guest_name("/srv/shm"): 65536}
-    assert found.page_sizes == {2048, 1048576}
-    assert [note.text.split(": ")[1] for note in found.notes] == ["mounts[1].source", "mounts[6].source"]
-    assert found.sockets == {}
+    assert [(each.name, each.source) for each in planned.shares] == [("mount1", "/srv/fifo"), ("mount8", "/srv/data")]
+    assert [(node.index, node.destination) for node in planned.bound] == [(2, "/d")]
+    assert planned.huge == {guest_name("/srv/huge"): HUGE["/srv/huge"]}
+    assert planned.memory == {guest_name("/srv/shm"): 65536}
+    assert planned.page_sizes == {2048, 1048576}
+    assert [note.text.split(": ")[1] for note in planned.notes] == ["mounts[1].source", "mounts[6].source"]
+    assert planned.sockets == {}
     assert planner().plan_all([]) == GuestMounts()

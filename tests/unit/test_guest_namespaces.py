@@ -108,9 +108,9 @@ def test_mappings_are_those_of_the_specification_or_of_the_path(
     namespaces: Namespaces, spec: dict[str, Any], maps: Maps, in_guest: dict[str, Any]
 ) -> None:
     before = copy.deepcopy(spec)
-    found = user_maps_of("config.json", spec, namespaces, read)
-    assert found == maps
-    changed = with_namespaces(spec, namespaces, found)["linux"]
+    user_maps = user_maps_of("config.json", spec, namespaces, read)
+    assert user_maps == maps
+    changed = with_namespaces(spec, namespaces, user_maps)["linux"]
     assert changed.pop("namespaces") == [{"type": kind} for kind in namespaces.own]
     assert changed == in_guest
     assert spec == before

@@ -171,7 +171,7 @@ def test_forwarded_socket_is_the_guests_with_the_hosts_mode_and_owners(sockets: 
     assert container.notes == ()
     maps = {f"{kind}Mappings": [{"containerID": 0, "hostID": 100000, "size": 9}] for kind in ("uid", "gid")}
     mapped = planned(sockets, {"destination": "/s", "source": source, **maps}, forwarded=f"{sockets}/stream")
-    assert [(found.uid, found.gid) for found in mapped.mounts.sockets.values()] == [(100007, 100008)]
+    assert [(special.uid, special.gid) for special in mapped.mounts.sockets.values()] == [(100007, 100008)]
 
 
 def test_socket_in_dev_is_the_hosts(sockets: Path) -> None:

@@ -19,7 +19,7 @@ from hawse.state.store import GUEST_DEVICES
 from hawse.vfio.node import group_node
 from tests.support import virtual_time
 from tests.support.fake_qmp import FakeLink, FakeQmp
-from tests.support.groups import BOUND, EDU, NICS, plan, wanted
+from tests.support.groups import BOUND, EDU, NICS, attachment, plan
 
 [PLUG] = plan(EDU).container.plugs
 CALL = BindNative(address="0000:02:00.0", container="c1", seconds=1.0)
@@ -179,7 +179,7 @@ def test_groups_of_both_kinds_in_one_container() -> None:
         assert (native["interfaces"], native["nodes"]) == (["enp2s0"], ["/dev/dri/card0", "/dev/sda"])
         assert [entry["guest"]["group"] for entry in others] == [3, 3]
         with pytest.raises(StateError, match="the devices of c1 are bound to drivers of the guest kernel"):
-            await attached.attach(wanted(EDU, claims.spares))
+            await attached.attach(attachment(EDU, claims.spares))
         with pytest.raises(StateError, match="the devices of c1 are bound to drivers of the guest kernel"):
             await attached.detach(7, force=False)
         await attached.end()

@@ -99,7 +99,7 @@ def test_key_depends_on_all_properties_of_the_overlay() -> None:
         overlay("/a"), overlay("/a", "/b"), overlay("/a", upper="/v"), overlay("/a", work="/v"),
         overlay("/a", options=(("volatile", ""),)), overlay("/a:/b"),
     ]  # fmt: skip
-    assert len({made.key for made in different}) == len(different)
+    assert len({each.key for each in different}) == len(different)
     assert overlay("/a").key == overlay("/a").key
 
 

@@ -307,11 +307,11 @@ def test_only_wanted_files_are_unpacked(tmp_path: Path) -> None:
     one = package(tmp_path / "one.deb", *(file(name, b"") for name in names))
     paths: list[str] = []
 
-    def wanted(name: str) -> bool:
+    def ends_with_b(name: str) -> bool:
         paths.append(name)
         return name.endswith("b")
 
-    unpack([one], f"{tmp_path}/into", select=wanted)
+    unpack([one], f"{tmp_path}/into", select=ends_with_b)
     assert paths == ["usr/share/doc/a", "usr/share/doc/b"]
     assert os.listdir(tmp_path / "into/usr/share/doc") == ["b"]
 

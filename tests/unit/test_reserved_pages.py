@@ -23,12 +23,12 @@ class Calls:
     """The guest's calls for huge pages; it has no pages of the sizes in ``lacking``."""
 
     def __init__(self, lacking: int = 0) -> None:
-        self.made: list[tuple[str, dict[str, Any], float]] = []
+        self.calls: list[tuple[str, dict[str, Any], float]] = []
         self.go_on = asyncio.Event()
         self._lacking = lacking
 
     async def call(self, call: ReserveHugepages | ShareHugepages, *, more: float = 0.0) -> None:
-        self.made.append((name_of(call), parameters(call), more))
+        self.calls.append((name_of(call), parameters(call), more))
         await self.go_on.wait()
         if isinstance(call, ReserveHugepages) and call.kib == self._lacking and call.count > 0:
             raise VmError("the guest has too few")
@@ -45,14 +45,14 @@ def test_pages_are_reserved_and_released_once() -> None:
         calls.go_on.set()
         reserved = pages(calls)
         await reserved.reserve()
-        assert calls.made == [
+        assert calls.calls == [
             ("reserve_hugepages", {"kib": GIB_KIB, "count": 3}, 6.0),
             ("reserve_hugepages", {"kib": 2048, "count": 256}, 1.0),
             ("share_hugepages", {"name": "h", "kib": 2048, "mode": 0o700, "uid": 1, "gid": 2}, 0.0),
         ], "two seconds more for each GiB"
         await reserved.release()
         await reserved.release()
-        assert [(params["kib"], params["count"]) for _, params, _ in calls.made[3:]] == [(2048, -256), (GIB_KIB, -3)]
+        assert [(params["kib"], params["count"]) for _, params, _ in calls.calls[3:]] == [(2048, -256), (GIB_KIB, -3)]
 
     asyncio.run(story())
 
@@ -65,9 +65,9 @@ def test_refused_pages_are_not_released(lacking: int, released: list[tuple[int, 
         reserved = pages(calls)
         with pytest.raises(VmError, match="the guest has too few"):
             await reserved.reserve()
-        before = len(calls.made)
+        before = len(calls.calls)
         await reserved.release()
-        assert [(params["kib"], params["count"]) for _, params, _ in calls.made[before:]] == released
+        assert [(params["kib"], params["count"]) for _, params, _ in calls.calls[before:]] == released
 
     asyncio.run(story())
 
@@ -78,7 +78,7 @@ def test_cancelled_creation_waits_for_the_reservation(lacking: int, released: li
         calls = Calls(lacking)
         reserved = pages(calls)
         reserving = asyncio.create_task(reserved.reserve())
-        while not calls.made:
+        while not calls.calls:
             await asyncio.sleep(0)
         reserving.cancel()
         await asyncio.sleep(0)
@@ -87,7 +87,7 @@ def test_cancelled_creation_waits_for_the_reservation(lacking: int, released: li
         with pytest.raises(asyncio.CancelledError):
             await reserving
         await reserved.release()
-        assert [params["count"] for _, params, _ in calls.made[1:]] == released
+        assert [params["count"] for _, params, _ in calls.calls[1:]] == released
 
     asyncio.run(story())
 
@@ -100,11 +100,11 @@ def test_failed_release_does_not_block_other_pages() -> None:
         await reserved.reserve()
 
         async def refuse(call: ReserveHugepages | ShareHugepages, **_: float) -> None:
-            calls.made.append((name_of(call), parameters(call), 0.0))
+            calls.calls.append((name_of(call), parameters(call), 0.0))
             raise VmError("no")
 
         calls.call = refuse  # type: ignore[method-assign]
         await reserved.release()
-        assert [params["kib"] for _, params, _ in calls.made[3:]] == [2048, GIB_KIB]
+        assert [params["kib"] for _, params, _ in calls.calls[3:]] == [2048, GIB_KIB]
 
     asyncio.run(story())

@@ -339,11 +339,11 @@ def test_disk_that_the_guest_keeps_is_reported_by_each_deletion(tmp_path: Path) 
 def test_failure_and_failure_of_its_undoing_are_reported_together(tmp_path: Path) -> None:
     async def story() -> None:
         async with pod(tmp_path, FakeQmp(patience=10**9)) as sandbox:
-            wanted = sandbox.joining()
+            planned = sandbox.joining()
             await sandbox.announce(f"c2/{KEY}")
             sandbox.guest.containers.add("c2")  # so that there can be no second one
             with pytest.raises(VmError, match=r"c2 is there, or is not; and then .* does not release it"):
-                await sandbox.create(wanted)
+                await sandbox.create(planned)
 
     run(story)
 
@@ -458,11 +458,11 @@ def test_namespace_outside_of_the_pod_is_refused_before_any_change(tmp_path: Pat
     async def story() -> None:
         async with pod(tmp_path) as sandbox:
             # Of a PID namespace these processes may have the same.
-            wanted = sandbox.joining(joins={"ipc": "/proc/1/ns/ipc"})
+            planned = sandbox.joining(joins={"ipc": "/proc/1/ns/ipc"})
             with pytest.raises(
                 ConfigError, match=r"linux\.namespaces\[type=ipc\]\.path: /proc/1/ns/ipc: belongs to no"
             ):
-                await sandbox.create(wanted)
+                await sandbox.create(planned)
             sandbox.prove_alone()
             await sandbox.announce(f"c2/{KEY}")
             own = f"/proc/{os.getpid()}/ns/uts"

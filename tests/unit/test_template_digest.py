@@ -172,7 +172,7 @@ def test_process_of_any_hash_seed_has_the_same_digest(host: Path, shape: VmShape
         for seed in range(4)
     ]  # fmt: skip
     assert len({order for order, _, _ in outputs}) > 1, "the order differs"
-    assert {found.strip() for _, _, found in outputs} == {digest(shape, host)}
+    assert {printed.strip() for _, _, printed in outputs} == {digest(shape, host)}
 
 
 def test_plan_that_was_sent_to_the_monitor_has_the_same_digest(shape: VmShape, host: Path) -> None:

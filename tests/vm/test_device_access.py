@@ -70,8 +70,8 @@ def pod(tmp_path: Path) -> Iterator[Runtime]:
     path, spec = bundle(tmp_path, "pod", FOREVER, **role("pod"))
     del spec["linux"]["devices"]
     write(path, spec)
-    with running_container(str(tmp_path), path, "pod", configuration='[emulated]\n5 = ["edu"]\n6 = ["edu"]\n') as made:
-        yield made
+    with running_container(str(tmp_path), path, "pod", configuration='[emulated]\n5 = ["edu"]\n6 = ["edu"]\n') as pod:
+        yield pod
 
 
 def test_rules_allow_the_same_accesses_as_with_runc(pod: Runtime, tmp_path: Path) -> None:

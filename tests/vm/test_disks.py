@@ -38,8 +38,8 @@ true
 @pytest.fixture
 def loops(tmp_path: Path) -> Iterator[list[Loop]]:
     """Six loop devices: one with sectors of 4096 bytes, one with a partition, one read-only."""
-    with loop_devices(str(tmp_path), ["--sector-size=4096"], ["--partscan"], [], [], [], ["--read-only"]) as made:
-        yield made
+    with loop_devices(str(tmp_path), ["--sector-size=4096"], ["--partscan"], [], [], [], ["--read-only"]) as devices:
+        yield devices
 
 
 def test_program_sees_the_same_disks_as_with_runc(runtime: Runtime, tmp_path: Path, loops: list[Loop]) -> None:

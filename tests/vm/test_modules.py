@@ -26,17 +26,17 @@ SOCKETS = """
 import socket
 def ask(name, family, kind, protocol, *options):
     try:
-        with socket.socket(family, kind, protocol) as made:
+        with socket.socket(family, kind, protocol) as opened:
             for option in options:
-                made.setsockopt(*option)
+                opened.setsockopt(*option)
     except OSError as error:
         print(name, error.strerror)
 ask("sctp", socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP)
 ask("vsock", socket.AF_VSOCK, socket.SOCK_STREAM, 0)
 ask("bbr", socket.AF_INET, socket.SOCK_STREAM, 0, (socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"bbr"))
 ask("key", socket.AF_KEY, socket.SOCK_RAW, 2)
-with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as made:
-    made.bind(("hash", "hmac(sha256)"))
+with socket.socket(socket.AF_ALG, socket.SOCK_SEQPACKET) as opened:
+    opened.bind(("hash", "hmac(sha256)"))
 """
 LINKS = """
 try ip tuntap add dev tap9 mode tap

@@ -124,13 +124,13 @@ def test_readiness_is_notified_by_the_container_or_by_podman(podman: Podman, mod
         )  # fmt: skip
         try:
             assert done.code == 0, done
-            found = [host.next()[1] for _ in range(3 if mode == "container" else 1)]
+            messages = [host.next()[1] for _ in range(3 if mode == "container" else 1)]
             conmon = podman.inspect("notifies")["State"]["ConmonPid"]
             if mode == "container":
-                assert sorted(found) == [[f"MAINPID={conmon}"], ["READY=1"], ["WATCHDOG=1"]]
+                assert sorted(messages) == [[f"MAINPID={conmon}"], ["READY=1"], ["WATCHDOG=1"]]
                 wait_until(lambda: "notified" in podman("logs", "notifies").output)
             else:
-                assert found == [[f"MAINPID={conmon}", "READY=1"]]
+                assert messages == [[f"MAINPID={conmon}", "READY=1"]]
         finally:
             podman("rm", "--force", "--time", "0", "notifies")
 
