@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hawse.errors import HostError
+from hawse.errors import HostError, VmError
+from hawse.link.frames import EOF
 from hawse.monitor.agent.calls import Refuse
 from hawse.monitor.agent.events import Dial
 from hawse.monitor.network.announced import Announced
@@ -67,3 +68,29 @@ def test_idle_connection_is_reset() -> None:
             assert ours.recv(1) == b""
 
     virtual_time.run(live())
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), VmError("the agent did not answer")])
+def test_data_after_a_failure_is_ignored(error: Exception) -> None:
+    """The agent still sends what it had sent before it learns of the failure."""
+    connections: list[Connection] = []
+    ours, theirs = socket.socketpair()
+
+    class Failing(Processes):
+        async def accept(self, connection: Connection, _announced: int) -> None:
+            connections.append(connection)
+            raise error
+
+    async def connect(_dial: Dial) -> socket.socket:
+        theirs.setblocking(False)
+        return theirs
+
+    async def live() -> None:
+        dials = Announced(Failing(seconds=1), connect, what="name servers", most=2, idle=15.0)
+        dials.handle(Dial("c1", "api", 1))
+        while dials._tasks:
+            await asyncio.sleep(1)
+        connections[0].send(3, EOF, b"")
+
+    with ours:
+        virtual_time.run(live())

@@ -274,3 +274,27 @@ def test_sandbox_without_further_numbers_refuses_processes_and_connections() -> 
         connected.task.cancel()
 
     run(act)
+
+
+def test_failure_of_an_ended_connection_does_not_affect_the_next_one_with_its_number() -> None:
+    """The guest has ended the connection while its last data is written to a slow program, which is then killed."""
+
+    async def act(connected: Connected) -> None:
+        connected.writer.reads.clear()
+        connected.link.routed.from_guest(STREAM, DATA, b"last")
+        await settle()
+        connected.link.on_exit(1, 0)
+        number, task = await connect(connected)
+        assert number == 1
+        connected.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connected.task
+        await settle()
+        assert [method for method, _ in connected.link.calls] == ["connect", "connect"]
+        assert connected.processes.connections == 1
+        another, last = await connect(connected)
+        assert another == 2
+        for opened in (task, last):
+            opened.cancel()
+
+    run(act)

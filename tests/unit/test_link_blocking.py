@@ -183,3 +183,13 @@ def test_end_of_writing_shuts_down_sockets_only(ends: Ends) -> None:
     assert os.read(reading, 1) == b"x"
     os.close(reading)
     os.close(writing)
+
+
+def test_data_for_an_abandoned_stream_is_dropped(ends: Ends) -> None:
+    """The peer has sent it before it learned that its reader is gone."""
+    ours, _ = ends
+    incoming = Incoming(port(ours), 64)
+    incoming.push(b"before")
+    incoming.abandon()
+    incoming.push(bytes(2**20))
+    assert (incoming.get(), incoming.get()) == (b"before", b"")

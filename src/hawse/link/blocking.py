@@ -128,10 +128,13 @@ class Incoming:
         self._changed = threading.Condition()
         self._pieces: deque[bytes] = deque()
         self._ended = False
+        self._abandoned = False
 
     def push(self, data: bytes) -> None:
         """Handle a DATA frame. Raises :class:`LinkError` if the peer had no credit for it or had sent EOF before."""
         with self._changed:
+            if self._abandoned:
+                return
             if self._ended:
                 raise LinkError(f"link: data on stream {self._stream} after its end")
             self._window.receive(len(data))
@@ -146,6 +149,12 @@ class Incoming:
         """Handle an EOF frame, or the end of the link."""
         with self._changed:
             self._ended = True
+            self._changed.notify()
+
+    def abandon(self) -> None:
+        """End the stream because its reader is gone. Data that the peer has sent meanwhile is dropped."""
+        with self._changed:
+            self._abandoned = self._ended = True
             self._changed.notify()
 
     def get(self) -> bytes:

@@ -113,6 +113,12 @@ class Members:
     def add(self, member: Member) -> None:
         """Add a container until :meth:`remove`."""
         self._by_name[member.name] = member
+        self.forget_unrestored(member.name)
+
+    def forget_unrestored(self, name: str) -> None:
+        """Restore no functions for a deleted container with this id any more: `delete` does, or another container has
+        the id."""
+        self._unrestored = [member for member in self._unrestored if member.name != name]
 
     def remove(self, member: Member) -> None:
         """Forget a deleted container, except for devices that are not released yet."""

@@ -205,6 +205,7 @@ class Sandbox:
             async with self._boost.while_waiting():
                 await self._members.release_devices(name)
             return
+        self._members.forget_unrestored(name)
         member = self._members.find(name)
         if member is self._members.first:
             self.finished.set()

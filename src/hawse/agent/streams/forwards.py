@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from hawse.agent.streams.stdio import Stdio
 from hawse.errors import LinkError, NotFoundError, VmError
@@ -40,7 +41,8 @@ class Forwards:
 
         def run() -> None:
             try:
-                stdio.serve_socket(_NUMBER, connection)
+                with suppress(OSError, RuntimeError):  # descriptors or threads are exhausted: the connection ends
+                    stdio.serve_socket(_NUMBER, connection)
                 self._connections.pop(process)[0].close()
                 stdio.finish()
                 ended()
@@ -64,7 +66,7 @@ class Forwards:
             raise NotFoundError(f"connection {process} does not exist in the guest") from None
         except OSError:
             pass  # the program has closed the connection
-        stdio.inputs[_NUMBER].end()
+        stdio.inputs[_NUMBER].abandon()
 
 
 def _dial(port: int) -> socket.socket:

@@ -103,9 +103,16 @@ class Stdio:
         self.outputs[_STDERR].finish()
 
     def serve_socket(self, number: int, connection: socket.socket) -> None:
-        """Serve a connection as the descriptor of this number until both of its directions have ended."""
+        """Serve a connection as the descriptor of this number until both of its directions have ended.
+
+        Raises OSError or RuntimeError if descriptors or threads are exhausted; then the connection is closed.
+        """
         ours = connection.detach()
-        copy = self._start(self._drain, os.dup(ours), self.outputs[number])
+        try:
+            copy = self._start_copy(ours, self.outputs[number])
+        except (OSError, RuntimeError):
+            os.close(ours)
+            raise
         self._feed(self.inputs[number], ours)
         copy.join()
 
@@ -136,7 +143,15 @@ class Stdio:
 
     def _end_inputs(self) -> None:
         for source in self.inputs.values():
-            source.end()
+            source.abandon()
+
+    def _start_copy(self, fd: int, output: Outgoing) -> threading.Thread:
+        reading = os.dup(fd)
+        try:
+            return self._start(self._drain, reading, output)
+        except RuntimeError:
+            os.close(reading)
+            raise
 
     def _start(self, target: Callable[..., None], *args: object) -> threading.Thread:
         thread = threading.Thread(target=target, args=args, daemon=True)

@@ -69,8 +69,11 @@ class Announced(Generic[AnyEvent]):
             try:
                 async with asyncio.timeout(self._idle) as limit:
                     connection.on_data = lambda: self._extend(limit)
-                    await self._processes.accept(connection, event.connection)
-                    await connection.close()
+                    try:
+                        await self._processes.accept(connection, event.connection)
+                        await connection.close()
+                    finally:
+                        connection.on_data = lambda: None
             except (HawseError, OSError):  # the reset reports the error to both ends
                 connection.reset()
             except BaseException:

@@ -202,10 +202,12 @@ class Processes:
             await connection.ended.wait()
         except BaseException:
             refused = asked.done() and (asked.cancelled() or asked.exception() is not None)
-            if refused:
+            if self._connections.get(number) is not connection:
+                pass  # the guest has ended it already, and another connection may have the number
+            elif refused:
                 self._connections.pop(number, None)
                 self._link.forget(number)
-            elif number in self._connections:
+            else:
                 route.discard()  # without credit, unread data would keep the guest's side open
                 self._disconnecting.add(number)
                 self._begin(self._disconnect(number))
