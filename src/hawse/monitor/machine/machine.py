@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from hawse.vm.qmp import Qmp
 
 _QMP_SECONDS = 60.0
-_DEATH_SECONDS = 1.0
+#: Time from the end of QEMU's sockets to the report of its exit. In between, the kernel ends its namespaces, which
+#: waits for RCU (Linux kernel/exit.c, do_exit()): more than a second on a busy host.
+_DEATH_SECONDS = 4.0
 #: More than the time between the end of the link and the result of ``Machine.failure``.
 _REASON_SECONDS = 5.0
 _POLL_SECONDS = 0.003
