@@ -153,7 +153,7 @@ def _attachment(group: Group, files: list[VfioNode], plugs: list[PlugStep]) -> A
     path = f"/dev/vfio/{group.number}"
     mode, uid, gid, numbers = 0o666, 0, 0, (0, 0)
     if isinstance(group, HostGroup) and os.path.exists(path):
-        # The node in the container has the mode and owner of the host's node, as engines create it.
+        # Engines give the node in the container the mode and the owners of the host's node.
         status = os.stat(path)
         mode, uid, gid = stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
         numbers = (os.major(status.st_rdev), os.minor(status.st_rdev))

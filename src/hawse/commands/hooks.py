@@ -25,7 +25,7 @@ _MAX_OUTPUT = 4096
 def hook_state(record: Document, status: str, pid: int) -> Document:
     """The container's state as a hook reads it on stdin (runtime.md, State).
 
-    ``record`` has the fields other than ``status`` and ``pid``. ``pid`` 0: the container has ended, so the field is
+    ``record`` contains all fields except ``status`` and ``pid``. ``pid`` 0: the container has ended, so the field is
     omitted.
     """
     state = {

@@ -87,7 +87,7 @@ def _undo(recorded: Entry, changed: Sequence[Entry], namespace: int) -> None:
         except OSError:
             continue
         try:
-            # Another namespace may have the path or the inode number by now.
+            # The path or the inode number may belong to another namespace now.
             if network_namespace.is_namespace(fd) and network_namespace.cookie(fd) == recorded["cookie"]:
                 network_namespace.within(fd, lambda: undo(changed))
                 return

@@ -13,7 +13,7 @@ from hawse.state.store import CREATED, CREATING, PAUSED, RUNNING, Store
 
 
 class ContainerState:
-    """Whoever changes a field calls :meth:`write`, or :meth:`set_status`, which writes all fields."""
+    """The fields of state.json. After a change, call :meth:`write`, or :meth:`set_status`, which writes all fields."""
 
     def __init__(self, plan: ContainerPlan, store: Store, *, sandbox: str) -> None:
         """``sandbox`` is the id of the first container."""

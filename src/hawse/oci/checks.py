@@ -17,12 +17,12 @@ RLIMITS = (
 NAMESPACES = ("cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts")
 PROPAGATIONS = ("", "private", "rprivate", "shared", "rshared", "slave", "rslave", "unbindable", "runbindable")
 DOMAINS = ("LINUX", "LINUX32")
-#: The cgroup v2 controllers whose files have the same meaning in a guest.
+#: Controllers of cgroup v2 whose files mean the same in a guest.
 UNIFIED = ("cpu.", "hugetlb.", "memory.", "pids.")
 
 
 def check_rlimits(name: str, prefix: str, rlimits: Sequence[Rlimit]) -> None:
-    """Raise :class:`ConfigError` for a limit that is unknown, listed twice, or has a soft value above the hard one."""
+    """Raise :class:`ConfigError` for an unknown or repeated limit, and for a soft limit above the hard limit."""
     seen: set[str] = set()
     for index, limit in enumerate(rlimits):
         where = f"{name}: {prefix}rlimits[{index}]"

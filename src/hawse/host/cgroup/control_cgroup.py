@@ -52,7 +52,7 @@ class ControlCgroup:
             from hawse.linux.mountinfo import read_text  # imported here, since hot verbs load this module
 
             mounted = hierarchies(read_text(mountinfo))
-        # If the sandbox's cgroup could not be created, a warning was logged then, and there is no cgroup to leave.
+        # Without the sandbox's cgroup, nothing is moved: its creation failed, which was logged as a warning.
         self._places = [pair for pair in places(mounted, path) if os.path.isdir(pair[1])]
 
     @property

@@ -260,7 +260,7 @@ class AddNodes(Call[None], frozen=True, kw_only=True):
 
 
 class RemoveNodes(Call[None], frozen=True, kw_only=True):
-    """Remove nodes from a running container if no process has the group open. ``force`` kills these processes.
+    """Remove nodes from a running container if no process uses the group. ``force`` kills these processes.
 
     ``group`` is the group's number in the guest; null for a group that stays because another container uses it.
     """

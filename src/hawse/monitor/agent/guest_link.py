@@ -72,7 +72,7 @@ class Route:
     def from_proxy(self, stream: int, kind: int, payload: bytes) -> None:
         """Forward a frame of the proxy. Raises KeyError if the process has no such stream in this direction."""
         if self._forgotten:
-            return  # another process may have the number by now
+            return  # the number may belong to another connection now
         if kind == CREDIT:
             self._from_guest[stream].grant(decode_credit(payload))
         else:

@@ -203,7 +203,7 @@ class Processes:
         except BaseException:
             refused = asked.done() and (asked.cancelled() or asked.exception() is not None)
             if self._connections.get(number) is not connection:
-                pass  # the guest has ended it already, and another connection may have the number
+                pass  # the guest has ended it, and the number may belong to another connection now
             elif refused:
                 self._connections.pop(number, None)
                 self._link.forget(number)

@@ -41,7 +41,7 @@ _LOCAL = {
 def enter_private_namespace() -> None:
     """Enter a private mount namespace, to which later mounts of the host still propagate.
 
-    Call this while the process has one thread. Raises :class:`HostError` if it is not permitted.
+    Call this before the process starts a second thread. Raises :class:`HostError` if it is not permitted.
     """
     try:
         mounts.unshare(mounts.SLAVE)
