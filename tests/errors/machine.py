@@ -40,7 +40,7 @@ PORTS = [Port("port2", 4, True, 2 * MIB, 2 * MIB)]
 
 
 def without_kvm(host: FakeSysfs) -> Any:
-    return choose("kvm", qemu="/usr/bin/true", kernel="", directory="/none", device=f"{host.root}/dev/kvm")
+    return choose("kvm", qemu="/usr/bin/true", image=None, directory="/none", device=f"{host.root}/dev/kvm")
 
 
 def shapes(count: int, *, functions: int = 1, emulated: bool = False, **sizes: Any) -> Act:

@@ -1,4 +1,4 @@
-"""The accelerator: KVM is used only if a guest kernel has run with it; probed once for each QEMU and kernel."""
+"""The accelerator: KVM is used only if a guest has run with it; probed once for each QEMU and guest image."""
 
 from __future__ import annotations
 
@@ -9,23 +9,33 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
+from hawse.link.agreed import PROBE, PROBED
 from hawse.vm import acceleration
 from hawse.vm.acceleration import Accel
+from hawse.vm.image.store import Image
 from tests.support.scripts import write_program
 
 REFUSED = "a guest does not run with KVM here (often nested virtualization)"
-SPEAKS = "echo early; echo 'Linux version 6.1.0'; exec sleep 1000"
+SPEAKS = f"echo early; echo '{PROBED}'; exec sleep 1000"
+#: What QEMU prints where KVM cannot emulate an instruction of the guest. It stops the guest and does not exit.
+STOPS = r"""echo '[    0.000000] Linux version 6.1.0'
+printf 'KVM internal error. Suberror: 1\nextra data[0]: 0x1\nemulation failure\n' >&2
+printf 'RAX=ffff888004840040 RBX=0000000000000000\nCode=24 5b 80\n' >&2
+exec sleep 1000
+"""
 
 
 @dataclass
 class Machine:
-    """A fake QEMU and a kernel; ``device`` is a file that replaces /dev/kvm."""
+    """A fake QEMU and a guest image; ``device`` is a file that replaces /dev/kvm."""
 
     directory: str
 
     def __post_init__(self) -> None:
-        self.qemu, self.kernel, self.device = (f"{self.directory}/{name}" for name in ("qemu", "vmlinux", "kvm"))
+        names = ("qemu", "vmlinux", "initrd.cpio", "kvm")
+        self.qemu, self.kernel, self.initrd, self.device = (f"{self.directory}/{name}" for name in names)
         Path(self.kernel).write_text("kernel")
+        Path(self.initrd).write_text("initrd")
         Path(self.device).touch()
         self.install(SPEAKS)
 
@@ -33,13 +43,19 @@ class Machine:
         """Install this script as QEMU; it appends its arguments to a file."""
         write_program(self.qemu, f'echo "$@" >>{self.directory}/calls\n{body}')
 
+    def _image(self) -> Image:
+        return Image(
+            digest="", kernel=self.kernel, initrd=self.initrd, release="", size=0, build_seconds=0.0, drivers="",
+            modules="", beside=0,
+        )  # fmt: skip
+
     def calls(self) -> list[str]:
         path = Path(self.directory, "calls")
         return path.read_text().splitlines() if path.exists() else []
 
     def choose(self, requested: str = "auto", *, seconds: float = 30) -> Accel:
         return acceleration.choose(
-            requested, qemu=self.qemu, kernel=self.kernel, directory=f"{self.directory}/cache", device=self.device,
+            requested, qemu=self.qemu, image=self._image(), directory=f"{self.directory}/cache", device=self.device,
             seconds=seconds,
         )  # fmt: skip
 
@@ -49,11 +65,12 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(str(tmp_path))
 
 
-def test_kernel_banner_proves_that_kvm_works(machine: Machine) -> None:
-    assert machine.choose() == Accel("kvm", "a guest kernel ran", fresh=True)
+def test_report_of_the_first_program_proves_that_kvm_works(machine: Machine) -> None:
+    assert machine.choose() == Accel("kvm", "a guest ran", fresh=True)
     [call] = machine.calls()
     assert "-machine q35,accel=kvm,kernel-irqchip=split" in call
-    assert f"-kernel {machine.kernel} " in call
+    assert f"-kernel {machine.kernel} -initrd {machine.initrd} " in call
+    assert call.endswith(f" rdinit=/init -- {PROBE}")
 
 
 @pytest.mark.parametrize(
@@ -61,12 +78,20 @@ def test_kernel_banner_proves_that_kvm_works(machine: Machine) -> None:
     [
         ("echo first >&2; echo 'kvm: no such register' >&2; exit 1", f"{REFUSED}: kvm: no such register"),
         ("printf '%5000s\\n' x >&2; echo last >&2; exit 1", f"{REFUSED}: last"),
-        ("echo 'Linux versio'", "the guest kernel printed nothing within 30 s"),
+        (STOPS, f"{REFUSED}: KVM internal error. Suberror: 1"),
+        (
+            "echo Linux; echo 'hawse agent'",
+            "the guest's first program did not run within 30 s; the console ends with: hawse agent",
+        ),
+        (
+            "head -c 100000 /dev/zero | tr '\\0' x",
+            f"the guest's first program did not run within 30 s; the console ends with: {'x' * 200}",
+        ),
         ("exit 1", "the guest kernel printed nothing within 30 s"),
-        ("echo 'Linux version' >&2; exit 1", f"{REFUSED}: Linux version"),
+        (f"echo '{PROBED}' >&2; exit 1", f"{REFUSED}: {PROBED}"),
     ],
 )
-def test_guest_without_banner_falls_back_to_tcg(machine: Machine, body: str, reason: str) -> None:
+def test_guest_that_does_not_report_falls_back_to_tcg(machine: Machine, body: str, reason: str) -> None:
     machine.install(body)
     assert machine.choose() == Accel("tcg", reason, fresh=True)
     with pytest.raises(HostError) as caught:
@@ -75,17 +100,23 @@ def test_guest_without_banner_falls_back_to_tcg(machine: Machine, body: str, rea
     assert "QEMU does not consider a security boundary" in caught.value.hint
 
 
-def test_banner_is_found_in_pieces_after_other_output(machine: Machine) -> None:
-    machine.install(
-        "head -c 100000 /dev/zero; printf 'Linux '; sleep 0.05; printf ver; sleep 0.05; printf sion; exec sleep 1000"
-    )
+def test_report_is_read_in_pieces_after_other_output(machine: Machine) -> None:
+    first, second, third = PROBED[:5], PROBED[5:9], PROBED[9:]
+    pieces = f"printf '{first}'; sleep 0.05; printf '{second}'; sleep 0.05; printf '{third}'"
+    machine.install(f"head -c 100000 /dev/zero; echo warning >&2; {pieces}; exec sleep 1000")
     assert machine.choose().name == "kvm"
 
 
 def test_guest_that_hangs_is_killed_after_the_timeout(machine: Machine) -> None:
-    """The guest would print its banner later; QEMU is killed before that."""
-    machine.install("sleep 3; echo 'Linux version'")
+    """The guest would report later; QEMU is killed before that."""
+    machine.install(f"sleep 3; echo '{PROBED}'")
     assert machine.choose(seconds=0.2) == Accel("tcg", "the guest kernel printed nothing within 0.2 s", fresh=True)
+
+
+def test_guest_that_prints_without_end_is_killed_after_the_timeout(machine: Machine) -> None:
+    machine.install("exec yes")
+    reason = "the guest's first program did not run within 0.2 s; the console ends with: y"
+    assert machine.choose(seconds=0.2) == Accel("tcg", reason, fresh=True)
 
 
 def test_qemu_that_cannot_be_executed_falls_back_to_tcg(machine: Machine) -> None:
@@ -93,15 +124,17 @@ def test_qemu_that_cannot_be_executed_falls_back_to_tcg(machine: Machine) -> Non
     assert machine.choose() == Accel("tcg", f"{machine.qemu}: Permission denied", fresh=True)
 
 
-def test_probe_result_is_cached_for_the_qemu_and_the_kernel(machine: Machine) -> None:
+def test_probe_result_is_cached_for_the_qemu_and_the_image(machine: Machine) -> None:
     machine.choose()
-    assert machine.choose("kvm") == Accel("kvm", "a guest kernel ran")
+    assert machine.choose("kvm") == Accel("kvm", "a guest ran")
     assert len(machine.calls()) == 1
     Path(machine.kernel).write_text("another kernel")
     assert machine.choose().fresh
+    Path(machine.initrd).write_text("another initrd")
+    assert machine.choose().fresh
     machine.install(f"exit 1 # another {SPEAKS}")
     assert machine.choose().name == "tcg"
-    assert len(machine.calls()) == 3
+    assert len(machine.calls()) == 4
     os.chmod(machine.device, 0o600)
     assert machine.choose().fresh, "access to the device has changed"
 

@@ -15,6 +15,7 @@ from hawse.cli.settings import Settings
 from hawse.doctor import host as checks
 from hawse.doctor import requirements as machine
 from hawse.doctor.check import MISSING, OK, WARNING, Finding
+from hawse.link.agreed import PROBED
 from hawse.log import Log
 from tests.support.command import Command
 from tests.support.ready import EMULATED, Planner, keep_template, make_program
@@ -134,12 +135,12 @@ def test_findings_of_a_ready_host(host: Planner, hawse: Command) -> None:
 @pytest.mark.parametrize("works", [True, False])
 def test_kvm_finding_is_the_result_of_a_probe(host: Planner, hawse: Command, works: bool) -> None:
     answers = Path(host.qemu).read_text().partition("\n")[2]
-    banner = "Linux version 6" if works else "KVM is broken"
-    make_program(host.qemu, f"case $* in *accel=kvm*) echo {banner}; echo {banner} >&2; exit;; esac\n{answers}")
+    text = PROBED if works else "KVM is broken"
+    make_program(host.qemu, f"case $* in *accel=kvm*) echo '{text}'; echo '{text}' >&2; exit;; esac\n{answers}")
     hawse.configure(host.config(vm='accel = "auto"'))
     finding = findings(hawse)["acceleration"]
     assert (finding["verdict"], finding["found"]) == (
-        (OK, "KVM (a guest kernel ran)") if works else
+        (OK, "KVM (a guest ran)") if works else
         (WARNING, "guests run with QEMU's TCG, which QEMU does not consider a security boundary and which is about "
                   f"twenty times slower than KVM: {REFUSED}: KVM is broken")
     )  # fmt: skip

@@ -20,7 +20,7 @@ from hawse.log import Log
 from hawse.vm.acceleration import Accel
 from tests.support.ready import make_program
 
-WORKS, FAILS = Accel("kvm", "a guest kernel ran"), Accel("tcg", "/dev/kvm: No such file or directory")
+WORKS, FAILS = Accel("kvm", "a guest ran"), Accel("tcg", "/dev/kvm: No such file or directory")
 
 
 class Host:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hawse.config import Vm
+from hawse.link.agreed import PROBED
 from hawse.vm.acceleration import choose
 from hawse.vm.image.store import locate
 from tests.support.bundles import make_bundle, write
@@ -29,11 +30,11 @@ _ADMINISTERS = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "effective", "p
 
 
 def test_real_probe_is_cached(tmp_path: Path) -> None:
-    kernel = locate(cache=CACHE).kernel
-    choice = choose("auto", qemu=Vm().qemu, kernel=kernel, directory=str(tmp_path))
+    image = locate(cache=CACHE)
+    choice = choose("auto", qemu=Vm().qemu, image=image, directory=str(tmp_path))
     assert choice.name in ("kvm", "tcg")
     assert choice.reason
-    again = choose("auto", qemu=Vm().qemu, kernel=kernel, directory=str(tmp_path))
+    again = choose("auto", qemu=Vm().qemu, image=image, directory=str(tmp_path))
     assert (again.name, again.reason, again.fresh) == (choice.name, choice.reason, False)
 
 
@@ -43,7 +44,7 @@ def test_tcg_is_used_if_qemu_cannot_run_a_guest_with_kvm(tmp_path: Path) -> None
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho 'error: failed to set MSR 0x10a' >&2\nkill -ABRT $$\n")
     qemu.chmod(0o755)
-    choice = choose("auto", qemu=str(qemu), kernel=str(qemu), directory=str(tmp_path), device="/dev/null")
+    choice = choose("auto", qemu=str(qemu), image=locate(cache=CACHE), directory=str(tmp_path), device="/dev/null")
     reason = "a guest does not run with KVM here (often nested virtualization): error: failed to set MSR 0x10a"
     assert (choice.name, choice.reason, choice.fresh) == ("tcg", reason, True)
     [[_, kept]] = json.loads((tmp_path / "accel.json").read_text())
@@ -52,9 +53,9 @@ def test_tcg_is_used_if_qemu_cannot_run_a_guest_with_kvm(tmp_path: Path) -> None
 
 def test_kvm_is_used_if_a_guest_runs_with_it(tmp_path: Path) -> None:
     qemu = tmp_path / "qemu"
-    qemu.write_text("#!/bin/sh\necho '[    0.000000] Linux version 6.1.0'\n")
+    qemu.write_text(f"#!/bin/sh\necho '{PROBED}'\n")
     qemu.chmod(0o755)
-    choice = choose("auto", qemu=str(qemu), kernel=str(qemu), directory=str(tmp_path), device="/dev/null")
+    choice = choose("auto", qemu=str(qemu), image=locate(cache=CACHE), directory=str(tmp_path), device="/dev/null")
     assert choice.name == "kvm"
 
 

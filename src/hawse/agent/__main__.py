@@ -9,15 +9,19 @@ import time
 
 from hawse.agent.machine import boot
 from hawse.agent.system import syscalls, trace
+from hawse.link.agreed import PROBE, PROBED
 
 
 def main() -> None:
-    """Serve the link. In a guest, power off the VM when the link ends, for any reason."""
+    """Serve the link. In a guest, power off the VM when the link ends, for any reason, or when a probe has run."""
     if os.getpid() != 1:
         _serve_for_test(sys.argv[1:])
         return
     try:
-        _serve_guest()
+        if PROBE in sys.argv[1:]:
+            print(PROBED, flush=True)
+        else:
+            _serve_guest()
     except BaseException as error:
         # The host can now read only the console. The user's error contains the console's last lines.
         print(f"hawse agent: {type(error).__name__}: {error}", flush=True)

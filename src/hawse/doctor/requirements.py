@@ -109,8 +109,11 @@ def guest_image(config: Config) -> Finding:
 def acceleration(config: Config) -> Finding:
     """Check whether guests run with KVM or with QEMU's TCG."""
     try:
-        kernel = find_image(config).kernel
-        chosen = accel.choose(config.vm.accel, qemu=config.vm.qemu, kernel=kernel, directory=config.image.cache)
+        image = find_image(config)
+        chosen = accel.choose(
+            config.vm.accel, qemu=config.vm.qemu, image=image, directory=config.image.cache,
+            seconds=config.vm.boot_seconds or accel.BOOT_SECONDS["kvm"],
+        )  # fmt: skip
     except ImageError as error:
         return Finding("acceleration", WARNING, error.message, error.hint or "build it with `hawse image build`")
     except HawseError as error:

@@ -6,6 +6,8 @@ from __future__ import annotations
 PROTOCOL = 2
 #: The name of the virtio-serial port, by which the guest finds it in /sys/class/virtio-ports.
 PORT_NAME = "hawse.link"
+#: An argument of the guest's /init: print :data:`PROBED` and power off. The host tries with it whether a guest runs.
+PROBE, PROBED = "hawse-probe", "hawse agent: the guest runs"
 #: The agent's directory in the guest.
 RUN = "/run/hawse"
 #: The directory that the host shares.

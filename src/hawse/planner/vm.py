@@ -20,6 +20,7 @@ from hawse.vfio.host import dma_width
 from hawse.vfio.requests import Group
 from hawse.vm import acceleration, host_hugepages, qemu_features, templates, virtiofsd
 from hawse.vm.arguments import VmShape
+from hawse.vm.image.store import Image
 from hawse.vm.ports import PortPlan, plan_ports
 from hawse.vm.qemu_features import Capabilities
 from hawse.vm.size import Limits, host_size, machine_size
@@ -27,7 +28,6 @@ from hawse.vm.size import Limits, host_size, machine_size
 #: Seconds to wait for a guest's report and for a device, by acceleration: without KVM a guest is twenty times slower.
 #: Podman aborts a creation after 240 s without a reason (libpod/define/config.go, ContainerCreateTimeout). hawse's
 #: limit is lower, so that users see its error.
-_BOOT = {"kvm": 30.0, "tcg": 180.0}
 _DEVICE = {"kvm": 15.0, "tcg": 120.0}
 
 
@@ -55,7 +55,7 @@ def plan_machine(
     for group in groups:
         for model in group.models if isinstance(group, EmulatedGroup) else ("vfio-pci",):
             qemu.require(model)
-    accel, notes = _acceleration(config, image.kernel)
+    accel, notes = _acceleration(config, image)
     with noted(notes):
         share, program, more = _share(config, qemu)
         notes += more
@@ -78,7 +78,7 @@ def plan_machine(
         ),
         page_kib=page_kib,
         virtiofsd=virtiofsd.arguments(program) if program else [],
-        boot_seconds=config.vm.boot_seconds or _BOOT[accel],
+        boot_seconds=config.vm.boot_seconds or acceleration.BOOT_SECONDS[accel],
         device_seconds=config.vm.device_seconds or _DEVICE[accel],
         template=None,
         share_address=ports.share_address,
@@ -91,9 +91,12 @@ def plan_machine(
     return replace(machine, template=template), [*notes, *more]
 
 
-def _acceleration(config: Config, kernel: str) -> tuple[str, list[Note]]:
+def _acceleration(config: Config, image: Image) -> tuple[str, list[Note]]:
     """ "kvm" or "tcg"."""
-    chosen = acceleration.choose(config.vm.accel, qemu=config.vm.qemu, kernel=kernel, directory=config.image.cache)
+    chosen = acceleration.choose(
+        config.vm.accel, qemu=config.vm.qemu, image=image, directory=config.image.cache,
+        seconds=config.vm.boot_seconds or acceleration.BOOT_SECONDS["kvm"],
+    )  # fmt: skip
     notes = [debug(f"acceleration: {chosen.name} ({chosen.reason})")]
     # An administrator who configures tcg knows the documentation, as with vm.confine = "off".
     if config.vm.accel == "auto" and chosen.name == "tcg":

@@ -1,8 +1,8 @@
-"""Choose the accelerator, KVM or TCG, by booting a guest kernel: opening /dev/kvm does not prove that a guest can run.
+"""Choose the accelerator, KVM or TCG, by booting a guest: opening /dev/kvm does not prove that a guest can run.
 
-On some hosts /dev/kvm opens and a VM can be created, but then KVM fails at a model-specific register or the guest never
-leaves the kernel's decompressor. So the guest kernel is booted once, without a root file system, until it prints its
-banner on the serial port.
+On some hosts /dev/kvm opens and a VM can be created, but then KVM fails at a model-specific register, the guest never
+leaves the kernel's decompressor, or KVM stops at an instruction that it cannot emulate, when the kernel has already
+printed many lines. So the guest image is booted once, until its first program reports on the serial port.
 """
 
 from __future__ import annotations
@@ -10,20 +10,23 @@ from __future__ import annotations
 import os
 import select
 import subprocess
-import tempfile
 import time
 from dataclasses import dataclass, replace
 
 from hawse.cache import results
 from hawse.errors import HostError
+from hawse.link.agreed import PROBE, PROBED
+from hawse.vm.image.store import Image
 from hawse.vm.qemu_features import Capabilities
 
-_SECONDS = 30
-#: Maximum number of bytes that are read from QEMU's stderr.
-_MAX_STDERR = 64 * 1024
+#: Maximum seconds of a guest's boot with each accelerator: the default of vm.boot_seconds.
+BOOT_SECONDS = {"kvm": 30.0, "tcg": 180.0}
+#: Maximum number of bytes that are kept of QEMU's stderr, and of a line of the guest's console.
+_MAX_STDERR, _MAX_LINE = 64 * 1024, 200
 _REFUSED = "a guest does not run with KVM here (often nested virtualization)"
-#: The kernel's banner (init/version.c), which code prints that runs after decompression.
-_BANNER = b"Linux version"
+#: QEMU stops a VM that KVM cannot continue, prints the CPU's registers on stderr, and does not exit (QEMU
+#: accel/kvm/kvm-all.c, kvm_cpu_exec()).
+_REGISTERS = b"\nRAX="
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,19 @@ def choose(
     requested: str,
     *,
     qemu: str,
-    kernel: str,
+    image: Image | None,
     directory: str,
     device: str = "/dev/kvm",
-    seconds: float = _SECONDS,
+    seconds: float = BOOT_SECONDS["kvm"],
 ) -> Accel:
     """Choose the accelerator for ``requested``: "auto", "kvm" or "tcg".
 
-    ``seconds`` is the time limit for the guest kernel's first output.
+    ``image`` is booted; it may be None where ``device`` does not exist. ``seconds``: the maximum duration of its boot.
     Raises :class:`HostError` where "kvm" is requested and does not work.
     """
     if requested == "tcg":
         return Accel("tcg", 'vm.accel = "tcg"')
-    accel = _probe_once(qemu, kernel, directory, device, seconds)
+    accel = _probe_once(qemu, image, directory, device, seconds)
     if requested == "kvm" and accel.name != "kvm":
         raise HostError(
             f'vm.accel = "kvm", but KVM cannot be used: {accel.reason}',
@@ -72,58 +75,83 @@ def one_thread(name: str, can: Capabilities, *, cpus: int) -> bool:
     return name == "tcg" and cpus > 1 and not can.at_least(8, 1)
 
 
-def _probe_once(qemu: str, kernel: str, directory: str, device: str, seconds: float) -> Accel:
+def _probe_once(qemu: str, image: Image | None, directory: str, device: str, seconds: float) -> Accel:
     try:
         status = os.stat(device)
     except OSError as error:
         return Accel("tcg", f"{device}: {error.strerror}")
+    assert image is not None, "a device without an image"
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
-    key = [results.file_key(qemu), results.file_key(kernel), boot, status.st_rdev, status.st_mode, os.geteuid()]
+    files = [results.file_key(path) for path in (qemu, image.kernel, image.initrd)]
+    key = [*files, seconds, boot, status.st_rdev, status.st_mode, os.geteuid()]
     path = f"{directory}/accel.json"
     cached = results.read(path, key)
     if cached is not None:
         return Accel(*cached)
-    accel = _probe(qemu, kernel, seconds)
+    accel = _probe(qemu, image, seconds)
     results.write(path, key, [accel.name, accel.reason])
     return replace(accel, fresh=True)
 
 
-def _probe(qemu: str, kernel: str, seconds: float) -> Accel:
+def _probe(qemu: str, image: Image, seconds: float) -> Accel:
     # With earlyprintk the kernel prints as soon as it runs, before its consoles are registered.
     argv = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot", "-serial", "stdio",
-        "-machine", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host", "-m", "256M",
-        "-kernel", kernel, "-append", "earlyprintk=serial,ttyS0 console=ttyS0 panic=-1",
+        "-machine", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host", "-m", "512M",
+        "-kernel", image.kernel, "-initrd", image.initrd,
+        "-append", f"earlyprintk=serial,ttyS0 console=ttyS0 panic=-1 rdinit=/init -- {PROBE}",
     ]  # fmt: skip
+    pipe = subprocess.PIPE
     try:
-        with (
-            tempfile.TemporaryFile() as errors,
-            subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors) as process,
-        ):
+        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
             assert process.stdout is not None
-            booted = _prints_banner(process.stdout.fileno(), seconds)
-            process.kill()
-            process.wait()
-            errors.seek(0)
-            messages = errors.read(_MAX_STDERR).decode(errors="replace").strip().splitlines()
+            assert process.stderr is not None
+            output = _Output(process.stdout.fileno(), process.stderr.fileno())
+            try:
+                runs = output.reports(seconds)
+            finally:
+                process.kill()
     except OSError as error:
         return Accel("tcg", f"{qemu}: {error.strerror}")
-    if booted:
-        return Accel("kvm", "a guest kernel ran")
-    if messages:
-        # QEMU's message may be an assertion in its source, which explains nothing to a user: _REFUSED precedes it.
-        return Accel("tcg", f"{_REFUSED}: {messages[-1]}")
-    return Accel("tcg", f"the guest kernel printed nothing within {seconds:g} s")
+    return Accel("kvm", "a guest ran") if runs else Accel("tcg", output.reason(seconds))
 
 
-def _prints_banner(fd: int, seconds: float) -> bool:
-    """Whether the kernel's banner arrives within ``seconds`` and before the end of the output."""
-    output, deadline = b"", time.monotonic() + seconds
-    while _BANNER not in output:
-        ready, _, _ = select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
-        piece = os.read(fd, 4096) if ready else b""
-        if not piece:
-            return False
-        output = output[-len(_BANNER) :] + piece
-    return True
+class _Output:
+    """What QEMU has printed on stdout, which is the guest's console, and on stderr."""
+
+    def __init__(self, console: int, stderr: int) -> None:
+        self._console, self._stderr = console, stderr
+        self._lines = b""
+        self._errors = b""
+
+    def reports(self, seconds: float) -> bool:
+        """Whether the guest's first program reports within ``seconds``, while QEMU runs the guest."""
+        open_files, deadline = {self._console, self._stderr}, time.monotonic() + seconds
+        while open_files and _REGISTERS not in self._errors and (left := deadline - time.monotonic()) > 0:
+            ready, _, _ = select.select([*open_files], [], [], left)
+            for fd in ready:
+                piece = os.read(fd, 4096)
+                if not piece:
+                    open_files.remove(fd)
+                elif fd == self._stderr:
+                    self._errors = (self._errors + piece)[-_MAX_STDERR:]
+                else:
+                    self._lines = (self._lines + piece)[-2 * 4096 :]
+            if PROBED.encode() in self._lines:
+                return True
+        return False
+
+    def reason(self, seconds: float) -> str:
+        """Why the guest does not run, in words for the user."""
+        messages = self._errors.decode(errors="replace").strip().splitlines()
+        if messages:
+            # The last message may be an assertion in QEMU's source or a dump of registers, which explains nothing to a
+            # user: _REFUSED precedes it.
+            message = next((line for line in messages if "kvm" in line.lower()), messages[-1])
+            return f"{_REFUSED}: {message}"
+        lines = self._lines.decode(errors="replace").strip().splitlines()
+        if not lines:
+            return f"the guest kernel printed nothing within {seconds:g} s"
+        last = lines[-1][:_MAX_LINE]
+        return f"the guest's first program did not run within {seconds:g} s; the console ends with: {last}"

@@ -127,11 +127,11 @@ def _works(probe: Callable[[], acceleration.Accel]) -> bool:
 
 def _probe() -> acceleration.Accel:
     """Try KVM with the default configuration. Raises :class:`HostError` if that is not possible."""
-    kernel = ""  # without /dev/kvm no guest is booted, so no kernel is needed
+    image = None  # without /dev/kvm no guest is booted
     try:
         if os.path.exists("/dev/kvm"):
-            kernel = store.locate(cache=ImageFiles().cache).kernel
-        return acceleration.choose("auto", qemu=Vm().qemu, kernel=kernel, directory=ImageFiles().cache)
+            image = store.locate(cache=ImageFiles().cache)
+        return acceleration.choose("auto", qemu=Vm().qemu, image=image, directory=ImageFiles().cache)
     except OSError as error:
         raise HostError(f"{error.filename}: {error.strerror}", hint="`hawse doctor` reports what is missing") from None
 
