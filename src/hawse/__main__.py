@@ -103,13 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.tell(error.notes)
         log.error(error.sentence(), error.evidence)
         return error.exit_code
-    except BrokenPipeError:
-        # The reader has closed the pipe. Without this, Python would print another error when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
     except KeyboardInterrupt:
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and stdio.has_no_reader(1):
+            # Without this, Python would print another error when it flushes stdout at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 1
         if debug:
             raise
         if isinstance(error, PermissionError) and os.geteuid() != 0:

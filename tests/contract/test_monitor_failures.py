@@ -19,6 +19,7 @@ from hawse.errors import ConfigError, HostError, StateError, VmError
 from hawse.oci.guest.share import Share
 from tests.support.async_wait import until
 from tests.support.fake_machine import BOUND, FakeHost
+from tests.support.hostile import Scene, play
 from tests.support.monitor import Monitor, heard, new_network, runs, tell
 from tests.support.plans import EDU, machine_plan, sandbox_plan
 
@@ -98,6 +99,58 @@ def test_death_of_qemu_during_the_creation_is_the_reported_reason(tmp_path: Path
         assert "process started" in {event["name"] for event in json.loads(drawn.read_text())["traceEvents"]}
 
     tell(tmp_path, story)
+
+
+_AER = "qemu: vfio_err_notifier_handler(0000:3b:00.0) Unrecoverable error detected. Please collect any data possible\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "stderr", "reason"),
+    [
+        ("internal-error", _AER, "QEMU stopped the virtual machine: 0000:3b:00.0 reported an error that cannot be"),
+        ("internal-error", "KVM internal error. Suberror: 1\n", "the host's KVM cannot continue the virtual machine: "),
+        ("guest-panicked", "", "QEMU stopped the virtual machine: guest-panicked"),
+    ],
+)
+def test_sandbox_ends_when_qemu_stops_its_vm_for_an_error(
+    tmp_path: Path, network: str, state: str, stderr: str, reason: str
+) -> None:
+    """QEMU does not exit then, and without the end of the sandbox its containers would hang forever."""
+
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
+        await machine.stop(state, stderr=stderr)
+        await scene.prove_ended(reason)
+
+    play(tmp_path, network, story)
+
+
+def test_error_that_stops_the_vm_during_the_creation_is_the_reported_reason(tmp_path: Path, network: str) -> None:
+    def prepare(host: FakeHost) -> None:
+        host.held["wake"] = asyncio.Event()
+
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
+        await scene.called("wake")
+        await machine.stop("internal-error", stderr="KVM internal error. Suberror: 1\n")
+        await scene.prove_refused(
+            "^the host's KVM cannot continue the virtual machine: KVM internal error. Suberror: 1$"
+        )
+
+    play(tmp_path, network, story, prepare=prepare)
+
+
+def test_vm_that_is_stopped_without_an_error_continues(tmp_path: Path, network: str) -> None:
+    """As by QMP's command stop. The run state tells the difference."""
+
+    async def story(scene: Scene) -> None:
+        machine = await scene.start()
+        before = machine.executed().count("query-status")
+        await machine.stop("paused")
+        await until(lambda: machine.executed().count("query-status") > before)
+        await scene.prove_running()
+
+    play(tmp_path, network, story)
 
 
 @pytest.mark.parametrize("moment", ["hello", "create"])

@@ -232,6 +232,13 @@ def not_mapped(iova: int, number: int) -> Act:
     return act
 
 
+def failed_device(_host: FakeSysfs) -> Any:
+    """QEMU has stopped a running VM, and printed this error."""
+    qemu_warnings = QemuWarnings(lambda _line: None, lambda _error: None)
+    qemu_warnings.feed(b"qemu-system-x86_64: vfio_err_notifier_handler(0000:3b:00.0) Unrecoverable error detected.\n")
+    raise qemu_warnings.stop_error("internal-error")
+
+
 SITUATIONS: dict[str, Act] = {
     "A container requests the node of a group that does not exist": asks("/dev/vfio/42"),
     "It requests a device file that does not exist": asks("/dev/vfio/devices/vfio0"),
@@ -283,6 +290,7 @@ SITUATIONS: dict[str, Act] = {
     "The host kernel's limit of DMA mappings is reached": not_mapped(0xFFFF0000, errno.ENOSPC),
     "QEMU may not lock the memory that a program maps": not_mapped(0xFFFF0000, errno.ENOMEM),
     "A program maps an IOVA that the host's IOMMU does not translate": not_mapped(0xFEE00000, errno.EINVAL),
+    "A device reports an uncorrectable error (PCI Express AER)": failed_device,
     "The configuration does not allow a device": not_allowed,
     "The name of a device to attach is invalid": lambda host: find_groups(["eth0"], {}, root=host.root),
     "A device to attach is not a function of the host": lambda host: find_groups(["3b:00.0"], {}, root=host.root),

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qemu.qmp import Message
+
 from hawse.agent.devices.guest_drivers import bind_native
 from hawse.agent.devices.hardware import bind_vfio
 from hawse.agent.system.uevents import Uevents
@@ -21,6 +23,7 @@ from hawse.linux.processes import open_process
 from hawse.monitor.devices import hotplug
 from hawse.monitor.devices.attachments import Attachments
 from hawse.monitor.devices.claims import Claims
+from hawse.monitor.machine.qemu_warnings import QemuWarnings
 from hawse.planner.confinement import plan_jail
 from hawse.planner.devices.plugs import plug_steps, shape
 from hawse.vfio.emulated import EmulatedGroup
@@ -40,7 +43,7 @@ PORTS = [Port("port2", 4, True, 2 * MIB, 2 * MIB)]
 
 
 def without_kvm(host: FakeSysfs) -> Any:
-    return choose("kvm", qemu="/usr/bin/true", image=None, directory="/none", device=f"{host.root}/dev/kvm")
+    return choose("kvm", qemu="/usr/bin/true", kernel="", initrd="", directory="/none", device=f"{host.root}/dev/kvm")
 
 
 def shapes(count: int, *, functions: int = 1, emulated: bool = False, **sizes: Any) -> Act:
@@ -158,10 +161,16 @@ def flooded(_host: FakeSysfs) -> None:
         errors: list[VmError] = []
         qmp = Qmp(on_flood=errors.append)
         for _ in range(MOST_EVENTS + 1):
-            qmp._count(None)
+            qmp._take(Message({"event": "ACPI_DEVICE_OST"}))
         raise errors[0]
 
     asyncio.run(flood())
+
+
+def stopped_by_kvm(_host: FakeSysfs) -> Any:
+    qemu_warnings = QemuWarnings(lambda _line: None, lambda _error: None)
+    qemu_warnings.feed(b"KVM internal error. Suberror: 1\nemulation failure\nRAX=0000000000000000\n")
+    raise qemu_warnings.stop_error("internal-error")
 
 
 SITUATIONS: dict[str, Act] = {
@@ -201,6 +210,7 @@ SITUATIONS: dict[str, Act] = {
     "The guest kernel cannot assign a device's BAR": without_room,
     "The guest's answer is invalid": running(FakeQmp(), {"bind_vfio": {"group": "../3"}}, EDU, then=attach_nics),
     "A program in the guest floods QEMU with events": flooded,
+    "KVM fails while a guest runs": stopped_by_kvm,
     "The guest does not release a device": running(
         FakeQmp(patience=10**9), {}, EDU, then=lambda a: a.detach(5, force=False)
     ),

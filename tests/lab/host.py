@@ -17,8 +17,8 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -45,11 +45,13 @@ _APPEND += " apparmor=0 hardened_usercopy=off"
 #: Do not bind a driver to the hotplug controller of QEMU's PCIe-to-PCI bridge: the group behind it would not be viable.
 _APPEND += " initcall_blacklist=shpcd_init"
 _APPEND += " unknown_nmi_panic"  # a hanging lab gets an NMI, see _report_hang()
+#: QEMU's id of the NIC that is alone in its group, for commands of QEMU's monitor.
+LONE = "lone"
 #: The functions behind each root port. The bus number of a port is its position in this list, from 1.
 DEVICES: list[list[dict[str, str]]] = [
     [{"driver": "edu"}],
     [{"driver": "e1000e", "netdev": "n0", "romfile": ""}, {"driver": "e1000e", "netdev": "n1", "romfile": ""}],
-    [{"driver": "e1000e", "netdev": "n2", "romfile": ""}],
+    [{"driver": "e1000e", "netdev": "n2", "romfile": "", "id": LONE}],
     [{"driver": "igb", "netdev": "n3", "romfile": ""}],
     [{"driver": "nvme", "serial": "lab", "drive": "d0"}],
     [{"driver": "pci-testdev", "membar": "8G"}],
@@ -189,19 +191,35 @@ class Lab:
         subprocess.run(["sh", "-c", "base64 -d <lab.tar.b64 | tar -xz"], cwd=directory, check=True)
         os.unlink(f"{directory}/lab.tar.b64")
 
+    def control(self, line: str) -> str:
+        """Run a command of the monitor of the lab's QEMU; returns its output (QEMU docs/system/monitor)."""
+
+        async def run() -> str:
+            async with self._qmp() as qmp:
+                return str(await qmp.execute("human-monitor-command", {"command-line": line}, timeout=60))
+
+        return asyncio.run(run())
+
     async def _report_hang(self) -> None:
         """Write the CPU registers of a hanging lab to its console, then let its kernel print a trace by an NMI."""
-        monitor, channel = Qmp(), socket.socket(socket.AF_UNIX)
+        async with self._qmp() as qmp:
+            for _ in range(3):
+                line = {"command-line": "info registers"}
+                registers = await qmp.execute("human-monitor-command", line, timeout=60)
+                with open(self.console, "a") as console:
+                    console.write(f"\n{registers}\n")
+            await qmp.execute("inject-nmi", {}, timeout=60)
+            await asyncio.sleep(20)  # time for the emulated kernel to print its trace; it then exits
+
+    @asynccontextmanager
+    async def _qmp(self) -> AsyncIterator[Qmp]:
+        qmp, channel = Qmp(), socket.socket(socket.AF_UNIX)
         channel.connect(self._monitor)
-        await monitor.open(channel, seconds=60)
-        for _ in range(3):
-            line = {"command-line": "info registers"}
-            registers = await monitor.execute("human-monitor-command", line, timeout=60)
-            with open(self.console, "a") as console:
-                console.write(f"\n{registers}\n")
-        await monitor.execute("inject-nmi", {}, timeout=60)
-        await asyncio.sleep(20)  # time for the emulated kernel to print its trace; it then exits
-        await monitor.close()
+        await qmp.open(channel, seconds=60)
+        try:
+            yield qmp
+        finally:
+            await qmp.close()
 
     def _said(self) -> str:
         """The end of the console log."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import array
 import asyncio
+import itertools
 import json
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -116,6 +117,12 @@ class Puppet:
         self.fds = dict(zip(self.facts["numbers"], fds, strict=True))
         self._connection = connection
 
+    async def write(self, stderr: str) -> None:
+        """Let the program write to its stderr; returns when it has done so."""
+        self._connection.setblocking(False)
+        self._connection.sendall(json.dumps({"stderr": stderr}).encode() + b"\n")
+        await asyncio.get_running_loop().sock_recv(self._connection, 1)
+
     def end(self, **order: Any) -> None:
         """End the program: it writes ``stderr``, then exits with code ``exit``, or is killed by ``signal`` instead.
 
@@ -155,7 +162,7 @@ class FakeMachine:
         self._waiting: list[int] = []
         self._copies = [self.ram]
         self._serving: list[asyncio.Task[None]] = []
-        self._states = iter(["inmigrate", "inmigrate"])
+        self._states: Iterator[str] = iter(["inmigrate", "inmigrate"])
         self._migrations = list(host.migrations)
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -201,6 +208,12 @@ class FakeMachine:
         """End QEMU as :meth:`Puppet.end` does. Its ends of the sockets are closed before, as the kernel does."""
         assert await self._release() is None
         self.program.end(**order)
+
+    async def stop(self, state: str, *, stderr: str = "") -> None:
+        """Stop the VM without a command, as QEMU does for an error; ``state`` is then its run state."""
+        await self.program.write(stderr)
+        self._states = itertools.repeat(state)
+        await self._say({"event": "STOP", "data": {}, "timestamp": {}})
 
     async def close(self) -> BaseException | None:
         """Close everything that is left of the VM; returns errors of its tasks."""

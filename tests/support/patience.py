@@ -65,7 +65,8 @@ def kvm_works() -> bool:
     from tests.support.caches import CACHE
 
     try:
-        acceleration = choose("auto", qemu=Vm().qemu, image=locate(cache=CACHE), directory=CACHE)
+        image = locate(cache=CACHE)
+        acceleration = choose("auto", qemu=Vm().qemu, kernel=image.kernel, initrd=image.initrd, directory=CACHE)
     except HawseError:  # no guest image yet: only unit tests run then
         return False
     return acceleration.name == "kvm"

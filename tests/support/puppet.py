@@ -24,8 +24,13 @@ me = {
 }
 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", numbers))] if numbers else []
 connection.sendmsg([json.dumps(me).encode() + b"\n"], rights)
-order = json.loads(connection.makefile().readline() or '{"exit": 0}')
-os.write(2, order.get("stderr", "").encode())
+orders = connection.makefile()
+while True:
+    order = json.loads(orders.readline() or '{"exit": 0}')
+    os.write(2, order.get("stderr", "").encode())
+    if "exit" in order or "signal" in order:
+        break
+    connection.sendall(b"\n")
 for number in set(numbers):
     os.close(number)
 time.sleep(order.get("lingers", 0))

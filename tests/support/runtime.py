@@ -73,7 +73,7 @@ class Runtime:
             words = self.argv("create", "--bundle", bundle, "--pid-file", pid_file, name)
             created = subprocess.run(words, check=False, stdin=null, stdout=null, stderr=said)
             said.seek(0)
-            assert created.returncode == 0, said.read()
+            assert created.returncode == 0, f"exit code {created.returncode}: {said.read()}"
         started = self("start", name)
         assert started.code == 0, started
         with open(pid_file) as file:

@@ -12,7 +12,6 @@ from hawse.errors import HostError
 from hawse.link.agreed import PROBE, PROBED
 from hawse.vm import acceleration
 from hawse.vm.acceleration import Accel
-from hawse.vm.image.store import Image
 from tests.support.scripts import write_program
 
 REFUSED = "a guest does not run with KVM here (often nested virtualization)"
@@ -43,20 +42,14 @@ class Machine:
         """Install this script as QEMU; it appends its arguments to a file."""
         write_program(self.qemu, f'echo "$@" >>{self.directory}/calls\n{body}')
 
-    def _image(self) -> Image:
-        return Image(
-            digest="", kernel=self.kernel, initrd=self.initrd, release="", size=0, build_seconds=0.0, drivers="",
-            modules="", beside=0,
-        )  # fmt: skip
-
     def calls(self) -> list[str]:
         path = Path(self.directory, "calls")
         return path.read_text().splitlines() if path.exists() else []
 
     def choose(self, requested: str = "auto", *, seconds: float = 30) -> Accel:
         return acceleration.choose(
-            requested, qemu=self.qemu, image=self._image(), directory=f"{self.directory}/cache", device=self.device,
-            seconds=seconds,
+            requested, qemu=self.qemu, kernel=self.kernel, initrd=self.initrd, directory=f"{self.directory}/cache",
+            device=self.device, seconds=seconds,
         )  # fmt: skip
 
 

@@ -68,3 +68,38 @@ with reaper._changed:
     print(len(reaper._exits), -1 in reaper._exits, -2 in reaper._exits, first in reaper._exits)
 """
     assert run_with_reaper(script) == "1024 True\n1024 False True True\n"
+
+
+def test_traced_process_that_is_given_back_to_its_parent_does_not_end_the_reaper() -> None:
+    """The reaper is told of the exit of a traced process. Before it reaps the process, the tracer's thread ends, and
+    the kernel gives the process back to its parent."""
+    script = """
+from hawse.agent.container import sessions
+reaper.start()
+[thread] = [thread for thread in threading.enumerate() if thread.name == "reaper"]
+def waits_for_the_lock():  # futex(2) is the system call 202
+    return open(f"/proc/self/task/{thread.native_id}/syscall").read().startswith("202 ")
+said, tells = os.pipe()
+gate, opens = os.pipe()
+parent = spawn("sh -c 'read x' <&4 & echo $! >&3; wait; exit 5", descriptors={3: tells, 4: gate})
+child = int(os.read(said, 100))
+seized, may_end = threading.Event(), threading.Event()
+def trace():
+    sessions._ptrace(sessions._SEIZE, child, 0, 0)
+    seized.set()
+    may_end.wait()
+tracer = threading.Thread(target=trace)
+tracer.start()
+seized.wait()
+with reaper.hold(parent):
+    os.close(opens)
+    while not waits_for_the_lock():
+        time.sleep(0.001)
+    may_end.set()
+    tracer.join()
+    # The parent, which waits for it, reaps it.
+    while os.path.exists(f"/proc/{child}"):
+        time.sleep(0.001)
+print(reaper.wait(parent), reaper.wait(spawn("exit 7")))
+"""
+    assert run_with_reaper(script) == "5 7\n"

@@ -1,4 +1,4 @@
-"""Lines of QEMU's stderr become warnings, and those that mean lost data end the VM."""
+"""Lines of QEMU's stderr become warnings, and reasons for the end of the VM."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hawse.monitor.machine.qemu_warnings import MOST, QemuWarnings
 
 
 def read(*pieces: bytes) -> tuple[list[str], list[VmError], str]:
-    """The warnings, the errors and the reason of an abort after these pieces."""
+    """The warnings, the errors and the reason of an abort or a stop after these pieces."""
     warnings: list[str] = []
     errors: list[VmError] = []
     complaints = QemuWarnings(warnings.append, errors.append, address_bits=39)
@@ -85,3 +85,44 @@ def test_reason_of_an_abort_comes_before_the_registers() -> None:
     assert reason == "hardware error: igb: invalid descriptor"
     assert warnings == ["QEMU: qemu: hardware error: igb: invalid descriptor"]
     assert errors == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "words"),
+    [
+        (
+            "qemu-system-x86_64: vfio_err_notifier_handler(0000:3b:00.0) Unrecoverable error detected. Please collect "
+            "any data possible and then kill the guest\n",
+            "QEMU stopped the virtual machine: 0000:3b:00.0 reported an error that cannot be corrected",
+            "PCI Express errors",
+        ),
+        (
+            "KVM internal error. Suberror: 1\nextra data[0]: 0x1\nemulation failure\nRAX=0\n",
+            "the host's KVM cannot continue the virtual machine: KVM internal error. Suberror: 1",
+            "nested virtualization",
+        ),
+        (
+            "KVM: entry failed, hardware error 0x80000021\n",
+            "the host's KVM cannot continue the virtual machine: KVM: entry failed, hardware error 0x80000021",
+            "nested virtualization",
+        ),
+        (
+            "error: kvm run failed Bad address\n",
+            "the host's KVM cannot continue the virtual machine: error: kvm run failed Bad address",
+            "nested virtualization",
+        ),
+        ("KVM is fine\n", "QEMU stopped the virtual machine: internal-error", "qemu.log"),
+        ("vfio_err_notifier_handler(../../x) Unrecoverable\n", "QEMU stopped the virtual machine: internal-error", ""),
+    ],
+)
+def test_error_of_a_stopped_vm_has_the_reason(text: str, message: str, words: str) -> None:
+    complaints = QemuWarnings(lambda _line: None, lambda _error: None)
+    complaints.feed(text.encode())
+    error = complaints.stop_error("internal-error")
+    assert error.message == message
+    assert words in error.hint
+
+
+def test_registers_after_an_error_of_kvm_are_no_warnings() -> None:
+    text = b"KVM internal error. Suberror: 1\nemulation failure\n" + b"RAX=0 RBX=0\n" * 100
+    assert read(text)[0] == ["QEMU: KVM internal error. Suberror: 1"]

@@ -272,7 +272,7 @@ class FakeCgroup(HostCgroup):
 
 
 @pytest.mark.parametrize("path", ["/x", ""])
-def test_proxy_is_placed_in_its_cgroup(tmp_path: Path, path: str) -> None:
+def test_proxy_is_placed_in_its_cgroup(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
     async def story() -> None:
         async with pod(tmp_path) as pod_sandbox:
             plan = pod_sandbox.joining(plugs=[], cgroup=CgroupPlan(path=path))
@@ -287,6 +287,7 @@ def test_proxy_is_placed_in_its_cgroup(tmp_path: Path, path: str) -> None:
             await joined.start()
             other = await pod_sandbox.announce("c2/k")
             await joined.execute("k", {"args": ["x"]}, Inherited())
+            assert capsys.readouterr().err == "".join(f"container c2: {text}\n" for _, text in warning)
             pod_sandbox.guest.tell("exit", process=2, code=0)
             await joined.stopped.wait()
             joined.end()

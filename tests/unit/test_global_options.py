@@ -129,6 +129,18 @@ def test_closed_output_ends_the_command_without_a_traceback(tmp_path: Path) -> N
     assert process.returncode == 1
 
 
+def test_broken_pipe_elsewhere_is_reported(monkeypatch: pytest.MonkeyPatch, hawse: Command) -> None:
+    """As of a socket to another process: without a message, an engine would report no reason."""
+
+    def write(*_arguments: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("hawse.cli.runc.features.run", write)
+    done = hawse("features")
+    assert done.code == 1
+    assert done.errors.startswith("hawse: unexpected BrokenPipeError: [Errno 32] Broken pipe [this is a bug in hawse")
+
+
 def test_module_is_a_program(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "hawse", "--root", str(tmp_path), "list", "--quiet"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)

@@ -303,6 +303,9 @@ def test_programs_of_the_host_see_the_shared_files(host: Planner) -> None:
             {"destination": "/sys", "type": "bind", "source": "/sys", "options": ["rbind"]},
             {"destination": "/version", "type": "bind", "source": "/proc/version", "options": ["bind"]},
             {"destination": "/debug", "type": "debugfs", "source": "none"},
+            {"destination": "/nodes", "type": "bind", "source": "/dev/vfio/", "options": ["rbind"]},
+            {"destination": "/files", "type": "bind", "source": "/dev/vfio/devices", "options": ["rbind"]},
+            {"destination": "/none", "type": "bind", "source": "/dev/no-such-node", "options": ["bind"]},
             {"destination": "/d", "type": "bind", "source": f"{host.directory}/directory", "options": ["rbind"]},
             {"destination": "/f", "type": "bind", "source": f"{host.directory}/file", "options": ["bind", "ro"]},
         ]
@@ -315,6 +318,8 @@ def test_programs_of_the_host_see_the_shared_files(host: Planner) -> None:
         {"destination": "/sys", "type": "directory"},
         {"destination": "/version", "type": "file"},
         {"destination": "/debug", "type": "directory"},
+        {"destination": "/nodes", "type": "directory"},
+        {"destination": "/files", "type": "directory"},
         {"destination": "/d", "source": f"{host.directory}/directory", "is_dir": True, "readonly": False},
         {"destination": "/f", "source": f"{host.directory}/file", "is_dir": False, "readonly": True},
         {"destination": "/deep/null", "type": "file"},

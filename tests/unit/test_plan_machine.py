@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from hawse.errors import HostError
+from hawse.link.agreed import PROBED
 from hawse.planner.vm import plan_machine
 from tests.support.ready import DEVICES, Planner, keep_template, make_program, make_qemu
 
@@ -87,7 +88,7 @@ class TestMachine:
     @pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="where there is no KVM nothing is tried")
     def test_vm_uses_kvm_if_a_guest_runs_with_it(self, host: Planner) -> None:
         answers = Path(host.qemu).read_text().partition("\n")[2]
-        make_program(host.qemu, f"case $* in *accel=kvm*) echo Linux version 6; exit;; esac\n{answers}")
+        make_program(host.qemu, f"case $* in *accel=kvm*) echo '{PROBED}'; exit;; esac\n{answers}")
         planned = host.sandbox(host.config(vm='accel = "auto"'))
         assert (planned.machine.shape.accel, planned.machine.boot_seconds, planned.machine.device_seconds) == (
             "kvm",

@@ -10,7 +10,7 @@ import pytest
 
 from hawse.config import Vm
 from hawse.link.agreed import PROBED
-from hawse.vm.acceleration import choose
+from hawse.vm.acceleration import Accel, choose
 from hawse.vm.image.store import locate
 from tests.support.bundles import make_bundle, write
 from tests.support.caches import CACHE
@@ -29,12 +29,16 @@ echo changed
 _ADMINISTERS = {kind: ["CAP_SYS_ADMIN"] for kind in ("bounding", "effective", "permitted")}
 
 
-def test_real_probe_is_cached(tmp_path: Path) -> None:
+def probe(directory: Path, qemu: str, device: str = "/dev/kvm") -> Accel:
     image = locate(cache=CACHE)
-    choice = choose("auto", qemu=Vm().qemu, image=image, directory=str(tmp_path))
+    return choose("auto", qemu=qemu, kernel=image.kernel, initrd=image.initrd, directory=str(directory), device=device)
+
+
+def test_real_probe_is_cached(tmp_path: Path) -> None:
+    choice = probe(tmp_path, Vm().qemu)
     assert choice.name in ("kvm", "tcg")
     assert choice.reason
-    again = choose("auto", qemu=Vm().qemu, image=image, directory=str(tmp_path))
+    again = probe(tmp_path, Vm().qemu)
     assert (again.name, again.reason, again.fresh) == (choice.name, choice.reason, False)
 
 
@@ -44,7 +48,7 @@ def test_tcg_is_used_if_qemu_cannot_run_a_guest_with_kvm(tmp_path: Path) -> None
     qemu = tmp_path / "qemu"
     qemu.write_text("#!/bin/sh\necho 'error: failed to set MSR 0x10a' >&2\nkill -ABRT $$\n")
     qemu.chmod(0o755)
-    choice = choose("auto", qemu=str(qemu), image=locate(cache=CACHE), directory=str(tmp_path), device="/dev/null")
+    choice = probe(tmp_path, str(qemu), device="/dev/null")
     reason = "a guest does not run with KVM here (often nested virtualization): error: failed to set MSR 0x10a"
     assert (choice.name, choice.reason, choice.fresh) == ("tcg", reason, True)
     [[_, kept]] = json.loads((tmp_path / "accel.json").read_text())
@@ -55,7 +59,7 @@ def test_kvm_is_used_if_a_guest_runs_with_it(tmp_path: Path) -> None:
     qemu = tmp_path / "qemu"
     qemu.write_text(f"#!/bin/sh\necho '{PROBED}'\n")
     qemu.chmod(0o755)
-    choice = choose("auto", qemu=str(qemu), image=locate(cache=CACHE), directory=str(tmp_path), device="/dev/null")
+    choice = probe(tmp_path, str(qemu), device="/dev/null")
     assert choice.name == "kvm"
 
 

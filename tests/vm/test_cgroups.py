@@ -17,9 +17,9 @@ from hawse.oci.limits.cpusets import written
 from tests.support.bundles import make_bundle, write
 from tests.support.manifests import DEPLOY
 from tests.support.mount_table import cgroup_hierarchies
-from tests.support.patience import patience, wait_until
+from tests.support.patience import wait_until
 from tests.support.pod_bundles import FOREVER
-from tests.support.processes import children, program_of, qemu_of
+from tests.support.processes import children, command_line, program_of, qemu_of
 from tests.support.runtime import Runtime
 
 pytestmark = pytest.mark.vm
@@ -30,9 +30,20 @@ def mounts() -> list[str]:
 
 
 def cgroups_of(pid: int) -> set[str]:
-    """The paths of a process's cgroups; equal paths of several hierarchies are one."""
-    with open(f"/proc/{pid}/cgroup") as file:
-        return {line.rstrip("\n").split(":", 2)[2] for line in file}
+    """The paths of a process's cgroups in the hierarchies that are mounted here; equal paths of several are one.
+
+    The kernel also lists hierarchies that only other mount namespaces have (Linux kernel/cgroup/cgroup.c,
+    proc_cgroup_show()), and hawse cannot reach those.
+    """
+    mounted = {hierarchy.controllers for hierarchy in cgroup_hierarchies()}
+    lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+    return {path for _, names, path in lines if frozenset(filter(None, names.split(","))) in mounted}
+
+
+def described(pid: int) -> str:
+    """What shows why a process is in the wrong cgroup: its arguments, state and cgroups."""
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return f"{command_line(pid)}\n{stat}\n{Path(f'/proc/{pid}/cgroup').read_text()}"
 
 
 def allowed_of(process: int | str) -> str:
@@ -74,27 +85,28 @@ def test_all_processes_of_a_sandbox_are_in_its_cgroup(parent: str, runtime: Runt
     bundle = write_bundle(tmp_path, path)
     pid = runtime.run_detached(bundle, "c1")
     assert directories(path) == [f"{mount}{path}" for mount in mounts()]
-    beside = runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE)
-    assert beside.stdout is not None
-    assert beside.stdout.readline() == b"up\n"
-    monitor = runtime.monitor("c1")
-    proxies = json.loads(runtime("ps", "--format", "json", "c1").output)
-    assert (len(proxies), proxies[0]) == (2, pid)
-    # The kernel shows an ended process in the root of version 1 (Linux kernel/cgroup/cgroup.c, proc_cgroup_show()), for
-    # example the VM that wrote the template while the kernel frees its memory. It has no program any more.
-    running = [process for process in children(monitor) if program_of(process)]
-    assert qemu_of(monitor) in running
-    for process in (*running, *proxies):
-        assert cgroups_of(process) == {path}, program_of(process)
-    assert cgroups_of(monitor) == {path, "/hawse.control"} - ({path} if len(mounts()) == 1 else set()), (
-        "except its CPU time"
-    )
-    assert path not in cgroups_of(os.getpid())
-
-    assert runtime("kill", "c1", "KILL").code == 0
+    with runtime.start("exec", "c1", "/bin/sh", "-c", "echo up; sleep 1000", stdout=subprocess.PIPE) as beside:
+        try:
+            assert beside.stdout is not None
+            assert beside.stdout.readline() == b"up\n"
+            monitor = runtime.monitor("c1")
+            proxies = json.loads(runtime("ps", "--format", "json", "c1").output)
+            assert (len(proxies), proxies[0]) == (2, pid)
+            # The kernel shows an ended process in the root of version 1 (Linux kernel/cgroup/cgroup.c,
+            # proc_cgroup_show()), for example the VM that wrote the template while the kernel frees its memory. It has
+            # no program any more.
+            running = [process for process in children(monitor) if program_of(process)]
+            assert qemu_of(monitor) in running
+            for process in (*running, *proxies):
+                assert cgroups_of(process) == {path}, described(process)
+            assert cgroups_of(monitor) == {path, "/hawse.control"} - ({path} if len(mounts()) == 1 else set()), (
+                "except its CPU time"
+            )
+            assert path not in cgroups_of(os.getpid())
+        finally:
+            killed = runtime("kill", "c1", "KILL")
+    assert killed.code == 0
     wait_until(lambda: runtime.state("c1")["status"] == "stopped")
-    beside.wait(timeout=patience(10))
-    beside.stdout.close()
     deleted = runtime("delete", "c1")
     assert (deleted.code, deleted.errors) == (0, "")
     assert directories(path) == []
@@ -312,14 +324,11 @@ def test_pod_without_a_share_of_the_cpu_is_stopped_in_time(parent: str, runtime:
     assert score_of(monitor) == score_of(os.getpid())
     pipe = subprocess.PIPE
     script = "cat /proc/self/oom_score_adj; read x"
-    beside = runtime.start("exec", "two", "/bin/sh", "-c", script, stdin=pipe, stdout=pipe)
-    assert beside.stdin is not None
-    assert beside.stdout is not None
-    assert beside.stdout.readline() == b"500\n"
-    assert sorted(map(score_of, json.loads(runtime("ps", "--format", "json", "two").output))) == [500, 500]
-    beside.stdin.close()
-    beside.wait(timeout=patience(10))
-    beside.stdout.close()
+    with runtime.start("exec", "two", "/bin/sh", "-c", script, stdin=pipe, stdout=pipe) as beside:
+        assert beside.stdin is not None
+        assert beside.stdout is not None
+        assert beside.stdout.readline() == b"500\n"
+        assert sorted(map(score_of, json.loads(runtime("ps", "--format", "json", "two").output))) == [500, 500]
 
     for directory in directories(parent):
         for name, least in (("cpu.shares", "2"), ("cpu.weight", "1")):

@@ -111,9 +111,13 @@ def acceleration(config: Config) -> Finding:
     try:
         image = find_image(config)
         chosen = accel.choose(
-            config.vm.accel, qemu=config.vm.qemu, image=image, directory=config.image.cache,
+            config.vm.accel,
+            qemu=config.vm.qemu,
+            kernel=image.kernel,
+            initrd=image.initrd,
+            directory=config.image.cache,
             seconds=config.vm.boot_seconds or accel.BOOT_SECONDS["kvm"],
-        )  # fmt: skip
+        )
     except ImageError as error:
         return Finding("acceleration", WARNING, error.message, error.hint or "build it with `hawse image build`")
     except HawseError as error:

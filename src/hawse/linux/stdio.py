@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 
 _STDIO = range(3)
@@ -27,3 +28,10 @@ def complete() -> None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+
+
+def has_no_reader(fd: int) -> bool:
+    """Whether nobody can read any more what is written to a pipe or a socket (poll(2), POLLERR and POLLHUP)."""
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

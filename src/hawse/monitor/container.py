@@ -263,7 +263,8 @@ class Container:
         process |= {"env": translate(process.get("env") or (), self.attachments.addresses)}
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
         try:
-            await self._place(proxy)
+            for _, text in await self._place(proxy):
+                print(f"container {self.plan.id}: {text}", file=sys.stderr)  # monitor.log
             spec = _with_size(process, proxy.size)
 
             def call(number: int, descriptors: list[str]) -> Exec:

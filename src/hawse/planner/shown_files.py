@@ -1,10 +1,10 @@
-"""List the mounts and mount points of a container that :mod:`hawse.proxy.view` creates on the host. Pure."""
+"""List the mounts and mount points of a container that :mod:`hawse.proxy.view` creates on the host."""
 
 from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Callable
+import stat
 
 from hawse.link import agreed
 from hawse.oci.document import devices_of, is_bind
@@ -12,13 +12,15 @@ from hawse.oci.process.notify_socket import directory_of
 from hawse.plan.model import ContainerPlan
 
 _GUESTS_OWN = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs")
+#: Directories of every guest. A host has them only while a driver of VFIO is loaded.
+_GUEST_DIRECTORIES = frozenset({"/dev/vfio", "/dev/vfio/devices"})
 
 
-def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir) -> list[dict[str, object]]:
+def shown(plan: ContainerPlan) -> list[dict[str, object]]:
     """The mounts for :func:`hawse.proxy.view.encode`, followed by the mount points of device nodes.
 
-    ``is_dir`` decides about binds of the guest's files: these paths also exist on the host, except for directories that
-    the agent creates.
+    A bind of a file of the guest that this host does not have is left out: the guest knows whether the mount point is a
+    file or a directory.
     """
     places = (agreed.SHARE, agreed.SOCKETS)
     shares = {f"{place}/{plan.id}/{share.name}": share for share in plan.shares for place in places}
@@ -39,8 +41,21 @@ def shown(plan: ContainerPlan, *, is_dir: Callable[[str], bool] = os.path.isdir)
         elif mount.get("type") in _GUESTS_OWN or source == directory_of(plan.id):
             entry = {"type": mount["type"] if mount.get("type") in _GUESTS_OWN else "tmpfs"}
         else:
-            made_by_agent = source.startswith(f"{agreed.RUN}/")
-            entry = {"type": "directory" if not is_bind(mount) or made_by_agent or is_dir(source) else "file"}
+            kind = _kind(source) if is_bind(mount) else "directory"
+            if not kind:
+                continue
+            entry = {"type": kind}
         mounts.append({"destination": mount["destination"], **entry})
     nodes = [{"destination": device["path"], "type": "file"} for device in devices_of(plan.spec)]
     return [*mounts, *nodes]
+
+
+def _kind(source: str) -> str:
+    """ "directory" or "file" for a path of the guest, "" if this host does not have it."""
+    path = posixpath.normpath(source)
+    if path in _GUEST_DIRECTORIES or path.startswith(f"{agreed.RUN}/"):  # the agent creates those
+        return "directory"
+    try:
+        return "directory" if stat.S_ISDIR(os.stat(path).st_mode) else "file"
+    except OSError:
+        return ""

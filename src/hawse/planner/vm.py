@@ -94,7 +94,7 @@ def plan_machine(
 def _acceleration(config: Config, image: Image) -> tuple[str, list[Note]]:
     """ "kvm" or "tcg"."""
     chosen = acceleration.choose(
-        config.vm.accel, qemu=config.vm.qemu, image=image, directory=config.image.cache,
+        config.vm.accel, qemu=config.vm.qemu, kernel=image.kernel, initrd=image.initrd, directory=config.image.cache,
         seconds=config.vm.boot_seconds or acceleration.BOOT_SECONDS["kvm"],
     )  # fmt: skip
     notes = [debug(f"acceleration: {chosen.name} ({chosen.reason})")]

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from hawse.cache import results
 from hawse.errors import HostError
 from hawse.link.agreed import PROBE, PROBED
-from hawse.vm.image.store import Image
 from hawse.vm.qemu_features import Capabilities
 
 #: Maximum seconds of a guest's boot with each accelerator: the default of vm.boot_seconds.
@@ -42,19 +41,20 @@ def choose(
     requested: str,
     *,
     qemu: str,
-    image: Image | None,
+    kernel: str,
+    initrd: str,
     directory: str,
     device: str = "/dev/kvm",
     seconds: float = BOOT_SECONDS["kvm"],
 ) -> Accel:
     """Choose the accelerator for ``requested``: "auto", "kvm" or "tcg".
 
-    ``image`` is booted; it may be None where ``device`` does not exist. ``seconds``: the maximum duration of its boot.
+    ``kernel`` and ``initrd`` are booted, unless ``device`` does not exist. ``seconds``: the maximum duration.
     Raises :class:`HostError` where "kvm" is requested and does not work.
     """
     if requested == "tcg":
         return Accel("tcg", 'vm.accel = "tcg"')
-    accel = _probe_once(qemu, image, directory, device, seconds)
+    accel = _probe_once(qemu, kernel, initrd, directory, device, seconds)
     if requested == "kvm" and accel.name != "kvm":
         raise HostError(
             f'vm.accel = "kvm", but KVM cannot be used: {accel.reason}',
@@ -75,31 +75,30 @@ def one_thread(name: str, can: Capabilities, *, cpus: int) -> bool:
     return name == "tcg" and cpus > 1 and not can.at_least(8, 1)
 
 
-def _probe_once(qemu: str, image: Image | None, directory: str, device: str, seconds: float) -> Accel:
+def _probe_once(qemu: str, kernel: str, initrd: str, directory: str, device: str, seconds: float) -> Accel:
     try:
         status = os.stat(device)
     except OSError as error:
         return Accel("tcg", f"{device}: {error.strerror}")
-    assert image is not None, "a device without an image"
     with open("/proc/sys/kernel/random/boot_id") as file:
         boot = file.read().strip()
-    files = [results.file_key(path) for path in (qemu, image.kernel, image.initrd)]
+    files = [results.file_key(path) for path in (qemu, kernel, initrd)]
     key = [*files, seconds, boot, status.st_rdev, status.st_mode, os.geteuid()]
     path = f"{directory}/accel.json"
     cached = results.read(path, key)
     if cached is not None:
         return Accel(*cached)
-    accel = _probe(qemu, image, seconds)
+    accel = _probe(qemu, kernel, initrd, seconds)
     results.write(path, key, [accel.name, accel.reason])
     return replace(accel, fresh=True)
 
 
-def _probe(qemu: str, image: Image, seconds: float) -> Accel:
+def _probe(qemu: str, kernel: str, initrd: str, seconds: float) -> Accel:
     # With earlyprintk the kernel prints as soon as it runs, before its consoles are registered.
     argv = [
         qemu, "-nodefaults", "-no-user-config", "-display", "none", "-nic", "none", "-no-reboot", "-serial", "stdio",
         "-machine", "q35,accel=kvm,kernel-irqchip=split", "-cpu", "host", "-m", "512M",
-        "-kernel", image.kernel, "-initrd", image.initrd,
+        "-kernel", kernel, "-initrd", initrd,
         "-append", f"earlyprintk=serial,ttyS0 console=ttyS0 panic=-1 rdinit=/init -- {PROBE}",
     ]  # fmt: skip
     pipe = subprocess.PIPE

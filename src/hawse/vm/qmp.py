@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn, Protocol
 
-from qemu.qmp import ConnectError, EventListener, ExecuteError, QMPClient, QMPError
+from qemu.qmp import ConnectError, EventListener, ExecuteError, Message, QMPClient, QMPError
 from qemu.qmp.protocol import StateError as NotConnectedError
 
 from hawse.errors import MAX_TEXT, RefusedError, VmError, printable
@@ -60,7 +60,7 @@ class Qmp:
         self.nodes = nodes or EveryNode()
         self._client = QMPClient("hawse")
         # The client's default listener would store every event forever (qemu.qmp 0.0.6, events.py).
-        self._client.events.event_filter = self._count
+        self._client.events.event_filter = self._take
         # A file descriptor and the command that uses it must not be interleaved with others: QEMU closes an unused
         # descriptor when the next one arrives (chardev/char-socket.c, tcp_chr_recv()).
         self._giving = asyncio.Lock()
@@ -69,6 +69,8 @@ class Qmp:
         self._events, self._since, self._flooded = 0, 0.0, False
         #: Whether a command remained without an answer because the connection ended.
         self.ended = False
+        #: Set by each event STOP: QEMU has stopped the VM, for the reason that :meth:`status` returns.
+        self.stopped = asyncio.Event()
 
     async def open(self, connection: socket.socket, *, seconds: float) -> None:
         """Negotiate over a connected socket, which this object then owns. Raises :class:`VmError`."""
@@ -150,8 +152,10 @@ class Qmp:
         self.ended = True
         raise VmError(f"QEMU ended before it answered {command}") from None
 
-    def _count(self, _event: object) -> bool:
-        """Count an event; False, so that the library does not store it."""
+    def _take(self, event: Message) -> bool:
+        """Count an event, and note a stop of the VM. Returns False, so that the library does not store the event."""
+        if event.get("event") == "STOP":
+            self.stopped.set()
         now = asyncio.get_running_loop().time()
         if now - self._since >= 1:
             self._since, self._events = now, 0

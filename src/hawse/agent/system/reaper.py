@@ -99,7 +99,15 @@ class Reaper:
             pid = ended.si_pid
             with self._changed:
                 # After waitpid(2), another process may get the pid. Record the exit before any code can use the pid.
-                code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+                try:
+                    reaped, status = os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    reaped = status = 0
+                if reaped != pid:
+                    # A traced process of another parent (hawse.agent.container.sessions). Its tracer has ended since
+                    # waitid(2), so the kernel has given it back to its parent (kernel/ptrace.c, exit_ptrace()).
+                    continue
+                code = os.waitstatus_to_exitcode(status)
                 self._exits[pid] = (time.monotonic(), code if code >= 0 else 128 - code)
                 if len(self._exits) > _KEPT:  # exits of orphans for which no code waits
                     del self._exits[next(iter(self._exits))]

@@ -127,11 +127,12 @@ def _works(probe: Callable[[], acceleration.Accel]) -> bool:
 
 def _probe() -> acceleration.Accel:
     """Try KVM with the default configuration. Raises :class:`HostError` if that is not possible."""
-    image = None  # without /dev/kvm no guest is booted
+    kernel = initrd = ""  # without /dev/kvm no guest is booted
     try:
         if os.path.exists("/dev/kvm"):
             image = store.locate(cache=ImageFiles().cache)
-        return acceleration.choose("auto", qemu=Vm().qemu, image=image, directory=ImageFiles().cache)
+            kernel, initrd = image.kernel, image.initrd
+        return acceleration.choose("auto", qemu=Vm().qemu, kernel=kernel, initrd=initrd, directory=ImageFiles().cache)
     except OSError as error:
         raise HostError(f"{error.filename}: {error.strerror}", hint="`hawse doctor` reports what is missing") from None
 

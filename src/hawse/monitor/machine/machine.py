@@ -19,7 +19,7 @@ from hawse.monitor.agent.guest_link import GuestLink
 from hawse.monitor.agent.identity import wake
 from hawse.monitor.machine.bounded_log import BoundedLog, collect
 from hawse.monitor.machine.programs import Program, Watched
-from hawse.monitor.machine.qemu_warnings import QemuWarnings
+from hawse.monitor.machine.qemu_warnings import STOPPED_FOR_GOOD, QemuWarnings
 from hawse.monitor.machine.start_programs import Launched
 from hawse.plan import model
 from hawse.state.steps import GUEST, QEMU, SHARE, Steps
@@ -200,11 +200,12 @@ async def _adopt(
     """Connect to the started programs. Returns when QMP answers."""
     undo.push(launched.undo)
     failure: asyncio.Future[HawseError] = asyncio.get_running_loop().create_future()
-    qemu_warnings = QemuWarnings(
-        launched.warn,
-        lambda error: None if failure.done() else failure.set_result(error),
-        address_bits=plan.shape.address_bits,
-    )
+
+    def fail(error: HawseError) -> None:
+        if not failure.done():
+            failure.set_result(error)
+
+    qemu_warnings = QemuWarnings(launched.warn, fail, address_bits=plan.shape.address_bits)
     _watch(launched.qemu, failure, undo, qemu_warnings)
     if launched.virtiofsd is not None:
         _watch(launched.virtiofsd, failure, undo)
@@ -221,17 +222,15 @@ async def _adopt(
     qmp_log = BoundedLog(f"{directory}/qmp.log")
     undo.callback(qmp_log.close)
     nodes = EveryNode() if launched.jail is None else launched.jail.nodes
-    qmp = Qmp(
-        nodes=nodes, log=qmp_log.write, on_flood=lambda error: None if failure.done() else failure.set_result(error)
-    )
+    qmp = Qmp(nodes=nodes, log=qmp_log.write, on_flood=fail)
     undo.push_async_callback(qmp.close)
+    undo.callback(asyncio.create_task(_watch_stops(qmp, qemu_warnings, fail)).cancel)
     link_reader, link_writer = await asyncio.open_connection(sock=launched.link)
     undo.callback(link_writer.close)
     link = GuestLink(link_reader, link_writer)
     serving = asyncio.create_task(link.run())
     undo.callback(serving.cancel)
-    watching = asyncio.create_task(_watch_link(link, failure))
-    undo.callback(watching.cancel)
+    undo.callback(asyncio.create_task(_watch_link(link, failure)).cancel)
 
     greeting = asyncio.create_task(qmp.open(launched.qmp, seconds=_QMP_SECONDS))
     try:
@@ -257,6 +256,19 @@ async def _watch_link(link: GuestLink, failure: asyncio.Future[HawseError]) -> N
         await asyncio.wait([failure], timeout=_DEATH_SECONDS)
     if not failure.done():
         failure.set_result(reason)
+
+
+async def _watch_stops(qmp: Qmp, qemu_warnings: QemuWarnings, fail: Callable[[HawseError], object]) -> None:
+    """Report a VM that QEMU has stopped for an error: QEMU does not exit, and the guest would never answer again."""
+    while True:
+        await qmp.stopped.wait()
+        qmp.stopped.clear()
+        try:
+            status = await qmp.status(timeout=_QMP_SECONDS)
+        except VmError:
+            continue  # its end, or its silence, is reported elsewhere
+        if status in STOPPED_FOR_GOOD:
+            fail(qemu_warnings.stop_error(status))
 
 
 def _watch(

@@ -14,6 +14,13 @@ _HARDWARE = re.compile(r"hardware error: (.*)")
 #: arguments are QEMU's container, the IOVA, the size and the address in QEMU's process.
 _NOT_MAPPED = re.compile(r"vfio_(?:container_)?dma_map\(\w+, 0x([0-9a-f]{1,16}), .*\) = -(\d+)")
 _ENOMEM, _EINVAL, _ENOSPC = 12, 22, 28
+#: A function of the host reported an error by PCI Express AER that its driver cannot correct (QEMU hw/vfio/pci.c,
+#: vfio_err_notifier_handler()).
+_DEVICE_ERROR = re.compile(r"vfio_err_notifier_handler\(([0-9a-fA-F:.]{1,32})\)")
+#: KVM cannot continue the VM; the CPU's registers follow (QEMU accel/kvm/kvm-all.c, target/i386/kvm/kvm.c).
+_KVM = re.compile(r"(KVM internal error.*|KVM: (?:entry failed|unknown exit).*|error: kvm run failed.*)")
+#: Run states in which QEMU has stopped a VM without a command, and does not exit (QEMU qapi/run-state.json, RunState).
+STOPPED_FOR_GOOD = frozenset({"internal-error", "io-error", "guest-panicked", "watchdog"})
 _LONGEST, MOST = 1000, 100
 
 
@@ -31,8 +38,10 @@ class QemuWarnings:
         self._address_bits = address_bits
         self._rest = b""
         self._count = 0
-        #: Why QEMU aborts: it prints the reason first, and then the registers of every CPU (QEMU cpu.c, hw_error()).
+        #: Why QEMU aborts or stops the VM: it prints the reason first, and then the registers of every CPU (QEMU cpu.c,
+        #: hw_error()).
         self.reason = ""
+        self._broken_device = ""
 
     def feed(self, piece: bytes) -> None:
         """Read a part of QEMU's stderr."""
@@ -42,11 +51,29 @@ class QemuWarnings:
             if text := printable(line[:_LONGEST].decode(errors="replace").strip()):
                 self._take(text)
 
+    def stop_error(self, status: str) -> VmError:
+        """Why QEMU has stopped the VM. ``status``: the run state."""
+        if self._broken_device:
+            return VmError(
+                f"QEMU stopped the virtual machine: {self._broken_device} reported an error that cannot be corrected",
+                hint="the host's kernel log contains the device's PCI Express errors; reset the device, or replace it",
+            )
+        if self.reason:
+            return VmError(
+                f"the host's KVM cannot continue the virtual machine: {self.reason}",
+                hint='frequent with nested virtualization: run on another host, or without KVM (vm.accel = "tcg")',
+            )
+        return VmError(f"QEMU stopped the virtual machine: {status}", hint="qemu.log contains QEMU's messages")
+
     def _take(self, line: str) -> None:
         if self.reason:
             return  # registers
         if hardware_error := _HARDWARE.search(line):
             self.reason = f"hardware error: {hardware_error[1]}"
+        if stopped := _KVM.search(line):
+            self.reason = stopped[1]
+        if device_error := _DEVICE_ERROR.search(line):
+            self._broken_device = device_error[1]
         if refused := _NOT_MAPPED.search(line):
             self._check_mapping(int(refused[1], 16), int(refused[2]))
         self._count += 1
