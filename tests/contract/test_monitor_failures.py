@@ -107,7 +107,7 @@ _AER = "qemu: vfio_err_notifier_handler(0000:3b:00.0) Unrecoverable error detect
 @pytest.mark.parametrize(
     ("state", "stderr", "reason"),
     [
-        ("internal-error", _AER, "QEMU stopped the virtual machine: 0000:3b:00.0 reported an error that cannot be"),
+        ("internal-error", _AER, "QEMU stopped the virtual machine: 0000:3b:00.0, or a port above it, reported an"),
         ("internal-error", "KVM internal error. Suberror: 1\n", "the host's KVM cannot continue the virtual machine: "),
         ("guest-panicked", "", "QEMU stopped the virtual machine: guest-panicked"),
     ],

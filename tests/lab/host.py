@@ -45,13 +45,11 @@ _APPEND += " apparmor=0 hardened_usercopy=off"
 #: Do not bind a driver to the hotplug controller of QEMU's PCIe-to-PCI bridge: the group behind it would not be viable.
 _APPEND += " initcall_blacklist=shpcd_init"
 _APPEND += " unknown_nmi_panic"  # a hanging lab gets an NMI, see _report_hang()
-#: QEMU's id of the NIC that is alone in its group, for commands of QEMU's monitor.
-LONE = "lone"
 #: The functions behind each root port. The bus number of a port is its position in this list, from 1.
 DEVICES: list[list[dict[str, str]]] = [
     [{"driver": "edu"}],
     [{"driver": "e1000e", "netdev": "n0", "romfile": ""}, {"driver": "e1000e", "netdev": "n1", "romfile": ""}],
-    [{"driver": "e1000e", "netdev": "n2", "romfile": "", "id": LONE}],
+    [{"driver": "e1000e", "netdev": "n2", "romfile": ""}],
     [{"driver": "igb", "netdev": "n3", "romfile": ""}],
     [{"driver": "nvme", "serial": "lab", "drive": "d0"}],
     [{"driver": "pci-testdev", "membar": "8G"}],

@@ -93,8 +93,8 @@ def test_reason_of_an_abort_comes_before_the_registers() -> None:
         (
             "qemu-system-x86_64: vfio_err_notifier_handler(0000:3b:00.0) Unrecoverable error detected. Please collect "
             "any data possible and then kill the guest\n",
-            "QEMU stopped the virtual machine: 0000:3b:00.0 reported an error that cannot be corrected",
-            "PCI Express errors",
+            "QEMU stopped the virtual machine: 0000:3b:00.0, or a port above it, reported an uncorrectable error",
+            "PCI Express error",
         ),
         (
             "KVM internal error. Suberror: 1\nextra data[0]: 0x1\nemulation failure\nRAX=0\n",

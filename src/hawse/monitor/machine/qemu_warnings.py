@@ -14,8 +14,8 @@ _HARDWARE = re.compile(r"hardware error: (.*)")
 #: arguments are QEMU's container, the IOVA, the size and the address in QEMU's process.
 _NOT_MAPPED = re.compile(r"vfio_(?:container_)?dma_map\(\w+, 0x([0-9a-f]{1,16}), .*\) = -(\d+)")
 _ENOMEM, _EINVAL, _ENOSPC = 12, 22, 28
-#: A function of the host reported an error by PCI Express AER that its driver cannot correct (QEMU hw/vfio/pci.c,
-#: vfio_err_notifier_handler()).
+#: A function of the host, or a port above it, reported an uncorrectable error by PCI Express AER (QEMU hw/vfio/pci.c,
+#: vfio_err_notifier_handler(); Linux drivers/pci/pcie/err.c, pcie_do_recovery()).
 _DEVICE_ERROR = re.compile(r"vfio_err_notifier_handler\(([0-9a-fA-F:.]{1,32})\)")
 #: KVM cannot continue the VM; the CPU's registers follow (QEMU accel/kvm/kvm-all.c, target/i386/kvm/kvm.c).
 _KVM = re.compile(r"(KVM internal error.*|KVM: (?:entry failed|unknown exit).*|error: kvm run failed.*)")
@@ -55,8 +55,9 @@ class QemuWarnings:
         """Why QEMU has stopped the VM. ``status``: the run state."""
         if self._broken_device:
             return VmError(
-                f"QEMU stopped the virtual machine: {self._broken_device} reported an error that cannot be corrected",
-                hint="the host's kernel log contains the device's PCI Express errors; reset the device, or replace it",
+                f"QEMU stopped the virtual machine: {self._broken_device}, or a port above it, reported an "
+                "uncorrectable error",
+                hint="the host's kernel log contains the PCI Express error (AER); reset the device, or replace it",
             )
         if self.reason:
             return VmError(
