@@ -21,6 +21,7 @@ from hawse.proxy.main import LOST
 from hawse.state.store import Store
 from tests.support.fake_monitor import FakeMonitor
 from tests.support.patience import wait_until
+from tests.support.processes import status_of
 from tests.support.proxies import Attached, Pipes, read_all
 
 
@@ -46,6 +47,18 @@ def test_stdio_and_exit_code_are_the_processes(monitor: FakeMonitor) -> None:
             process.exit(7)
             assert read_all(pipes.stderr) == b"to stderr"
             assert proxy.wait() == 7
+
+
+def test_proxy_has_no_capabilities_when_it_announces_itself(monitor: FakeMonitor) -> None:
+    """The monitor then moves it to the container's cgroups. A cpuset of version 1 refuses a process with capabilities
+    that the monitor lacks."""
+    with Pipes() as pipes:
+        proxy = pipes.start(monitor)
+        with Attached(monitor) as process:
+            status = status_of(proxy.pid)
+            assert {status[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+            process.exit(0)
+            assert proxy.wait() == 0
 
 
 def test_input_waits_for_credit(monitor: FakeMonitor) -> None:

@@ -33,6 +33,7 @@ from hawse.link.streams import STREAMS, directions, read_by, written_by
 
 TYPE_CHECKING = False  # typing's import would cost a proxy a tenth of its time
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from queue import SimpleQueue
 
 #: The number of the first stream of the proxy's process, the only one on its connection.
@@ -84,6 +85,10 @@ def main() -> None:
             enter(view)
         except OSError as error:
             params["failure"] = f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    # Before the call, after which the monitor moves this process to the container's cgroups: a monitor that has dropped
+    # its privileges cannot move a process with more capabilities than its own to a cpuset of version 1 (Linux
+    # kernel/cgroup/cpuset.c, cpuset_can_attach(); security/commoncap.c, cap_safe_nice()).
+    _drop_capabilities()
     port.send(messages.encode_call(1, "proxy", params))
     _confine()
     process = directions(preserved)
@@ -105,22 +110,30 @@ def main() -> None:
     os._exit(code)  # a thread that reads may never return
 
 
-def _confine() -> None:
-    """Drop all privileges: everything that the proxy uses from here on is open. Call it after the call to the monitor,
-    since it takes 5 ms.
+def _drop_capabilities() -> None:
+    from hawse.linux import process_capabilities
 
-    A step that the kernel refuses is skipped without a message: stderr is the container's, and the process needs its
-    proxy more.
+    _try(partial(process_capabilities.keep_only, ()))
+
+
+def _confine() -> None:
+    """Drop all other privileges: everything that the proxy uses from here on is open. Call it after the call to the
+    monitor, since it takes some milliseconds.
     """
-    from hawse.linux import landlock, process_capabilities, processes
+    from hawse.linux import landlock, processes
     from hawse.proxy import system_calls
 
-    no_capabilities = partial(process_capabilities.keep_only, ())
-    for step in (no_capabilities, processes.give_up_privileges, landlock.restrict, system_calls.install):
-        try:
-            step()
-        except OSError:
-            continue
+    for step in (processes.give_up_privileges, landlock.restrict, system_calls.install):
+        _try(step)
+
+
+def _try(step: Callable[[], object]) -> None:
+    """Skip a step that the kernel refuses, without a message: stderr is the container's, and the process needs its
+    proxy more."""
+    try:
+        step()
+    except OSError:
+        pass
 
 
 def _serve(
