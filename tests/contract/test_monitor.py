@@ -45,7 +45,7 @@ def test_sandbox_from_its_plan_to_the_exit_of_its_container(tmp_path: Path, netw
         assert await monitor.report() == []
         machine = await host.machine()
         assert [name for name, _ in machine.calls] == ["wake", "mount_share", "create"]
-        assert (machine.asked("mount_share")[0]["kind"], machine.executed()) == ("9p", [])
+        assert (machine.asked("mount_share")[0]["kind"], machine.executed()) == ("9p", ["query-status"])
         assert monitor.store.read()["status"] == "created"
         assert sorted(monitor.steps()) == sorted(
             [
@@ -142,7 +142,7 @@ def test_delete_releases_the_devices_and_returns_after_the_end_of_the_monitor(tm
         machine = await host.machine()
         assert [entry["guest"]["group"] for entry in monitor.store.read()["vfio"]] == [3]
         await monitor.ask("delete", until_end=True)
-        assert machine.executed() == ["device_add", "device_del"]
+        assert machine.executed() == ["query-status", "device_add", "device_del"]
         assert not runs(machine.program.pid)
         assert await monitor.ended() == 0
         assert await heard(proxy) == [("exit", {"code": 255})], "the exit code of the process is unknown"
@@ -182,7 +182,7 @@ def test_native_groups_wait_for_the_share(tmp_path: Path, network: str) -> None:
         await until(lambda: bool(machine.asked("mount_share")))
         # Its answer shows that all calls that do not wait for the share were processed.
         await monitor.ask("room")
-        assert machine.executed() == []
+        assert machine.executed() == ["query-status"]
         host.held["mount_share"].set()
         await until(lambda: "device_add" in machine.executed())
 

@@ -140,6 +140,22 @@ def test_error_that_stops_the_vm_during_the_creation_is_the_reported_reason(tmp_
     play(tmp_path, network, story, prepare=prepare)
 
 
+def test_error_that_stops_the_vm_before_qmp_answers_is_the_reported_reason(tmp_path: Path, network: str) -> None:
+    """As in the guest's firmware. QEMU sends no event before the negotiation."""
+
+    def prepare(host: FakeHost) -> None:
+        host.reports = False
+        host.held["qmp_capabilities"] = asyncio.Event()
+
+    async def story(scene: Scene) -> None:
+        machine = await scene.machine()
+        await machine.stop("internal-error", stderr="KVM: entry failed, hardware error 0x80000021\n", reported=False)
+        scene.host.held["qmp_capabilities"].set()
+        await scene.prove_refused("^the host's KVM cannot continue the virtual machine: KVM: entry failed")
+
+    play(tmp_path, network, story, prepare=prepare)
+
+
 def test_vm_that_is_stopped_without_an_error_continues(tmp_path: Path, network: str) -> None:
     """As by QMP's command stop. The run state tells the difference."""
 

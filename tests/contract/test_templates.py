@@ -34,7 +34,10 @@ from tests.support.monitor import runs
 from tests.support.plans import machine_plan
 
 DIGEST = "d" * 64
-SAVING = ["stop", "getfd", "migrate-set-capabilities", "migrate", "query-migrate", "query-migrate", "cont"]
+#: The status is queried after each boot: QEMU may have stopped the VM before QMP answered.
+SAVING = [
+    "query-status", "stop", "getfd", "migrate-set-capabilities", "migrate", "query-migrate", "query-migrate", "cont",
+]  # fmt: skip
 LOADING = [
     "migrate-set-capabilities", "getfd", "migrate-incoming", "query-status", "query-status", "query-status", "cont",
 ]  # fmt: skip

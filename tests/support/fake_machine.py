@@ -162,7 +162,7 @@ class FakeMachine:
         self._waiting: list[int] = []
         self._copies = [self.ram]
         self._serving: list[asyncio.Task[None]] = []
-        self._states: Iterator[str] = iter(["inmigrate", "inmigrate"])
+        self._states: Iterator[str] = iter(["running"] if self.running else ["inmigrate", "inmigrate"])
         self._migrations = list(host.migrations)
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -209,11 +209,15 @@ class FakeMachine:
         assert await self._release() is None
         self.program.end(**order)
 
-    async def stop(self, state: str, *, stderr: str = "") -> None:
-        """Stop the VM without a command, as QEMU does for an error; ``state`` is then its run state."""
+    async def stop(self, state: str, *, stderr: str = "", reported: bool = True) -> None:
+        """Stop the VM without a command, as QEMU does for an error; ``state`` is then its run state.
+
+        ``reported``: with an event, as after the negotiation of QMP.
+        """
         await self.program.write(stderr)
         self._states = itertools.repeat(state)
-        await self._say({"event": "STOP", "data": {}, "timestamp": {}})
+        if reported:
+            await self._say({"event": "STOP", "data": {}, "timestamp": {}})
 
     async def close(self) -> BaseException | None:
         """Close everything that is left of the VM; returns errors of its tasks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,8 @@ printf 'KVM internal error. Suberror: 1\nextra data[0]: 0x1\nemulation failure\n
 printf 'RAX=ffff888004840040 RBX=0000000000000000\nCode=24 5b 80\n' >&2
 exec sleep 1000
 """
+#: The same before the guest is in 64-bit mode.
+STOPS_EARLY = "printf 'KVM: entry failed, hardware error 0x80000021\\nEAX=00000000 EBX=0\\n' >&2; exec sleep 1000"
 
 
 @dataclass
@@ -72,6 +75,7 @@ def test_report_of_the_first_program_proves_that_kvm_works(machine: Machine) -> 
         ("echo first >&2; echo 'kvm: no such register' >&2; exit 1", f"{REFUSED}: kvm: no such register"),
         ("printf '%5000s\\n' x >&2; echo last >&2; exit 1", f"{REFUSED}: last"),
         (STOPS, f"{REFUSED}: KVM internal error. Suberror: 1"),
+        (STOPS_EARLY, f"{REFUSED}: KVM: entry failed, hardware error 0x80000021"),
         (
             "echo Linux; echo 'hawse agent'",
             "the guest's first program did not run within 30 s; the console ends with: hawse agent",
@@ -108,8 +112,8 @@ def test_guest_that_hangs_is_killed_after_the_timeout(machine: Machine) -> None:
 
 def test_guest_that_prints_without_end_is_killed_after_the_timeout(machine: Machine) -> None:
     machine.install("exec yes")
-    reason = "the guest's first program did not run within 0.2 s; the console ends with: y"
-    assert machine.choose(seconds=0.2) == Accel("tcg", reason, fresh=True)
+    reason = "the guest's first program did not run within 1 s; the console ends with: y"
+    assert machine.choose(seconds=1) == Accel("tcg", reason, fresh=True)
 
 
 def test_qemu_that_cannot_be_executed_falls_back_to_tcg(machine: Machine) -> None:
@@ -130,6 +134,23 @@ def test_probe_result_is_cached_for_the_qemu_and_the_image(machine: Machine) -> 
     assert len(machine.calls()) == 4
     os.chmod(machine.device, 0o600)
     assert machine.choose().fresh, "access to the device has changed"
+
+
+def test_starts_at_the_same_time_probe_once(machine: Machine) -> None:
+    machine.choose()
+    Path(machine.kernel).write_text("another kernel")
+    machine.install(f"sleep 0.2; {SPEAKS}")
+    with ThreadPoolExecutor() as pool:
+        chosen = [starting.result() for starting in [pool.submit(machine.choose) for _ in range(4)]]
+    assert {accel.name for accel in chosen} == {"kvm"}
+    assert len(machine.calls()) == 2
+
+
+def test_probe_takes_a_minute_at_most(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines end a creation that takes too long, and `vm.boot_seconds` may be an hour."""
+    monkeypatch.setattr(acceleration, "_MOST_SECONDS", 0.2)
+    machine.install("exec sleep 1000")
+    assert machine.choose(seconds=3600).reason == "the guest kernel printed nothing within 0.2 s"
 
 
 def test_missing_device_node_falls_back_to_tcg(machine: Machine) -> None:

@@ -123,6 +123,13 @@ def test_error_of_a_stopped_vm_has_the_reason(text: str, message: str, words: st
     assert words in error.hint
 
 
+def test_lost_dma_is_noticed_after_an_error_of_kvm() -> None:
+    """KVM may continue the guest, if the error was in a program of it."""
+    mapping = b"qemu: vfio_container_dma_map(0x55, 0x1000, 0x1000, 0x7f) = -12 (Cannot allocate memory)\n"
+    _, [error], _ = read(b"KVM internal error. Suberror: 1\nRAX=0\n", mapping)
+    assert "DMA of the device would have been lost" in error.message
+
+
 def test_registers_after_an_error_of_kvm_are_no_warnings() -> None:
     text = b"KVM internal error. Suberror: 1\nemulation failure\n" + b"RAX=0 RBX=0\n" * 100
     assert read(text)[0] == ["QEMU: KVM internal error. Suberror: 1"]

@@ -63,6 +63,17 @@ def test_kvm_is_used_if_a_guest_runs_with_it(tmp_path: Path) -> None:
     assert choice.name == "kvm"
 
 
+def test_guest_image_reports_to_the_probe(tmp_path: Path) -> None:
+    """On a host without working KVM, too: this QEMU emulates the guest instead."""
+    qemu = tmp_path / "qemu"
+    change = "s/accel=kvm/accel=tcg/; s/^host$/max/"
+    words = f'for word; do set -- "$@" "$(echo "$word" | sed "{change}")"; shift; done'
+    qemu.write_text(f'#!/bin/sh\n{words}\nexec {Vm().qemu} "$@"\n')
+    qemu.chmod(0o755)
+    choice = probe(tmp_path, str(qemu), device="/dev/null")
+    assert (choice.name, choice.reason) == ("kvm", "a guest ran")
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("find_qemu", [lambda: Vm().qemu, newer_qemu], ids=["configured", "newer"])
 def test_cpus_continue_while_the_kernel_patches_its_code(

@@ -11,6 +11,10 @@ from hawse.agent.machine import boot
 from hawse.agent.system import syscalls, trace
 from hawse.link.agreed import PROBE, PROBED
 
+#: A probe reports several times, since a message of the kernel may interrupt a line on the serial port. The host ends
+#: the VM after the first report that it reads.
+_REPORTS = 5
+
 
 def main() -> None:
     """Serve the link. In a guest, power off the VM when the link ends, for any reason, or when a probe has run."""
@@ -19,7 +23,9 @@ def main() -> None:
         return
     try:
         if PROBE in sys.argv[1:]:
-            print(PROBED, flush=True)
+            for _ in range(_REPORTS):
+                print(PROBED, flush=True)
+                time.sleep(0.02)
         else:
             _serve_guest()
     except BaseException as error:

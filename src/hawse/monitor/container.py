@@ -90,6 +90,7 @@ class Container:
         self._proxy: Proxy | None = None
         self._on_kill = on_kill
         self._killed = False
+        self._told: set[str] = set()
         self._resumed = RUNNING
         self.notices = Notices(self._notify)
         self._ready = asyncio.Event()
@@ -264,7 +265,7 @@ class Container:
         proxy = await self._processes.await_proxy(f"{self.plan.id}/{key}")
         try:
             for _, text in await self._place(proxy):
-                print(f"container {self.plan.id}: {text}", file=sys.stderr)  # monitor.log
+                self._tell(text)
             spec = _with_size(process, proxy.size)
 
             def call(number: int, descriptors: list[str]) -> Exec:
@@ -366,6 +367,13 @@ class Container:
         warnings = await uninterrupted(asyncio.to_thread(self._cgroup.place, proxy.process))
         proxy.placed()
         return [warning(text) for text in warnings]
+
+    def _tell(self, text: str) -> None:
+        """Write a warning to monitor.log, each once."""
+        if text not in self._told:
+            self._told.add(text)
+            with suppress(OSError):  # a full disk must not end the process
+                print(f"container {self.plan.id}: {text}", file=sys.stderr, flush=True)
 
     async def _launch(
         self,

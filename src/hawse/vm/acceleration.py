@@ -8,24 +8,30 @@ printed many lines. So the guest image is booted once, until its first program r
 from __future__ import annotations
 
 import os
+import re
 import select
 import subprocess
 import time
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from hawse.cache import results
 from hawse.errors import HostError
 from hawse.link.agreed import PROBE, PROBED
+from hawse.linux.processes import die_with
 from hawse.vm.qemu_features import Capabilities
 
 #: Maximum seconds of a guest's boot with each accelerator: the default of vm.boot_seconds.
 BOOT_SECONDS = {"kvm": 30.0, "tcg": 180.0}
+#: Podman ends a creation after 240 s, and after a failed probe the guest has to boot without KVM.
+_MOST_SECONDS = 60.0
 #: Maximum number of bytes that are kept of QEMU's stderr, and of a line of the guest's console.
 _MAX_STDERR, _MAX_LINE = 64 * 1024, 200
 _REFUSED = "a guest does not run with KVM here (often nested virtualization)"
 #: QEMU stops a VM that KVM cannot continue, prints the CPU's registers on stderr, and does not exit (QEMU
-#: accel/kvm/kvm-all.c, kvm_cpu_exec()).
-_REGISTERS = b"\nRAX="
+#: accel/kvm/kvm-all.c, kvm_cpu_exec(); target/i386/cpu-dump.c).
+_REGISTERS = re.compile(rb"\n[ER]AX=")
 
 
 @dataclass(frozen=True)
@@ -49,12 +55,12 @@ def choose(
 ) -> Accel:
     """Choose the accelerator for ``requested``: "auto", "kvm" or "tcg".
 
-    ``kernel`` and ``initrd`` are booted, unless ``device`` does not exist. ``seconds``: the maximum duration.
+    ``kernel`` and ``initrd`` are booted, unless ``device`` does not exist, for at most ``seconds`` or a minute.
     Raises :class:`HostError` where "kvm" is requested and does not work.
     """
     if requested == "tcg":
         return Accel("tcg", 'vm.accel = "tcg"')
-    accel = _probe_once(qemu, kernel, initrd, directory, device, seconds)
+    accel = _probe_once(qemu, kernel, initrd, directory, device, min(seconds, _MOST_SECONDS))
     if requested == "kvm" and accel.name != "kvm":
         raise HostError(
             f'vm.accel = "kvm", but KVM cannot be used: {accel.reason}',
@@ -85,11 +91,17 @@ def _probe_once(qemu: str, kernel: str, initrd: str, directory: str, device: str
     files = [results.file_key(path) for path in (qemu, kernel, initrd)]
     key = [*files, seconds, boot, status.st_rdev, status.st_mode, os.geteuid()]
     path = f"{directory}/accel.json"
-    cached = results.read(path, key)
-    if cached is not None:
-        return Accel(*cached)
-    accel = _probe(qemu, kernel, initrd, seconds)
-    results.write(path, key, [accel.name, accel.reason])
+    with ExitStack() as lock:
+        cached = results.read(path, key)
+        if cached is None:
+            # Probes at the same time would slow each other, and the slowest would decide for all.
+            with suppress(OSError, HostError):  # without a cache that can be written, each start probes
+                lock.enter_context(results.locked(f"{directory}/accel.lock"))
+            cached = results.read(path, key)
+        if cached is not None:
+            return Accel(*cached)
+        accel = _probe(qemu, kernel, initrd, seconds)
+        results.write(path, key, [accel.name, accel.reason])
     return replace(accel, fresh=True)
 
 
@@ -102,8 +114,11 @@ def _probe(qemu: str, kernel: str, initrd: str, seconds: float) -> Accel:
         "-append", f"earlyprintk=serial,ttyS0 console=ttyS0 panic=-1 rdinit=/init -- {PROBE}",
     ]  # fmt: skip
     pipe = subprocess.PIPE
+    own = os.pidfd_open(os.getpid())
     try:
-        with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) as process:
+        with subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, preexec_fn=partial(die_with, own)
+        ) as process:
             assert process.stdout is not None
             assert process.stderr is not None
             output = _Output(process.stdout.fileno(), process.stderr.fileno())
@@ -113,6 +128,8 @@ def _probe(qemu: str, kernel: str, initrd: str, seconds: float) -> Accel:
                 process.kill()
     except OSError as error:
         return Accel("tcg", f"{qemu}: {error.strerror}")
+    finally:
+        os.close(own)
     return Accel("kvm", "a guest ran") if runs else Accel("tcg", output.reason(seconds))
 
 
@@ -127,7 +144,7 @@ class _Output:
     def reports(self, seconds: float) -> bool:
         """Whether the guest's first program reports within ``seconds``, while QEMU runs the guest."""
         open_files, deadline = {self._console, self._stderr}, time.monotonic() + seconds
-        while open_files and _REGISTERS not in self._errors and (left := deadline - time.monotonic()) > 0:
+        while open_files and not _REGISTERS.search(self._errors) and (left := deadline - time.monotonic()) > 0:
             ready, _, _ = select.select([*open_files], [], [], left)
             for fd in ready:
                 piece = os.read(fd, 4096)

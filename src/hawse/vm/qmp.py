@@ -69,7 +69,7 @@ class Qmp:
         self._events, self._since, self._flooded = 0, 0.0, False
         #: Whether a command remained without an answer because the connection ended.
         self.ended = False
-        #: Set by each event STOP: QEMU has stopped the VM, for the reason that :meth:`status` returns.
+        #: Set by each event STOP: QEMU has stopped the VM, and :meth:`status` returns the reason.
         self.stopped = asyncio.Event()
 
     async def open(self, connection: socket.socket, *, seconds: float) -> None:

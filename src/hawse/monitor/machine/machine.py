@@ -82,6 +82,9 @@ async def boot(
     Raises :class:`VmError` with the tail of the console, or of the stderr of the program that ended.
     """
     machine = await _adopt(plan, launched, directory, undo, steps)
+    # The VM runs already, and QEMU reports no event before QMP answers (QEMU monitor/monitor.c,
+    # monitor_qapi_event_emit()).
+    machine.qmp.stopped.set()
     try:
         with steps.span(GUEST, "boots"):
             await _wait([machine.link.hello], machine.failure, plan.boot_seconds)

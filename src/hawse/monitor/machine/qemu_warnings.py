@@ -67,16 +67,16 @@ class QemuWarnings:
         return VmError(f"QEMU stopped the virtual machine: {status}", hint="qemu.log contains QEMU's messages")
 
     def _take(self, line: str) -> None:
+        if device_error := _DEVICE_ERROR.search(line):
+            self._broken_device = device_error[1]
+        if refused := _NOT_MAPPED.search(line):
+            self._check_mapping(int(refused[1], 16), int(refused[2]))
         if self.reason:
             return  # registers
         if hardware_error := _HARDWARE.search(line):
             self.reason = f"hardware error: {hardware_error[1]}"
         if stopped := _KVM.search(line):
             self.reason = stopped[1]
-        if device_error := _DEVICE_ERROR.search(line):
-            self._broken_device = device_error[1]
-        if refused := _NOT_MAPPED.search(line):
-            self._check_mapping(int(refused[1], 16), int(refused[2]))
         self._count += 1
         if self._count <= MOST:
             last = " (further messages are in qemu.log only)" if self._count == MOST else ""
