@@ -71,8 +71,8 @@ with reaper._changed:
 
 
 def test_traced_process_that_is_given_back_to_its_parent_does_not_end_the_reaper() -> None:
-    """The reaper is told of the exit of a traced process. Before it reaps the process, the tracer's thread ends, and
-    the kernel gives the process back to its parent."""
+    """The kernel reports the exit of a traced process to the reaper. Before the reaper calls waitpid(2) for it, the
+    tracer's thread ends, and the kernel gives the process back to its parent."""
     script = """
 from hawse.agent.container import sessions
 reaper.start()

@@ -41,7 +41,7 @@ def cgroups_of(pid: int) -> set[str]:
 
 
 def described(pid: int) -> str:
-    """What shows why a process is in the wrong cgroup: its arguments, state and cgroups."""
+    """The arguments, state and cgroups of a process, for the message of a failed test."""
     stat = Path(f"/proc/{pid}/stat").read_text()
     return f"{command_line(pid)}\n{stat}\n{Path(f'/proc/{pid}/cgroup').read_text()}"
 

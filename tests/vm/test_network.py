@@ -117,7 +117,7 @@ def sending(outside: Namespace, **frames: bytes) -> Iterator[None]:
 
 
 def frame(receiver: str) -> bytes:
-    """A frame of a protocol that nobody knows, to a hardware address."""
+    """An Ethernet frame to a hardware address, with a protocol that no program receives."""
     return bytes.fromhex(receiver) + b"\x0a\0\0\0\0\x99\x88\xb5" + bytes(64)
 
 

@@ -31,7 +31,7 @@ def complete() -> None:
 
 
 def has_no_reader(fd: int) -> bool:
-    """Whether nobody can read any more what is written to a pipe or a socket (poll(2), POLLERR and POLLHUP)."""
+    """Whether the reading end of a pipe, or the other end of a socket, is closed (poll(2), POLLERR and POLLHUP)."""
     poll = select.poll()
     poll.register(fd, 0)
     return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))

@@ -12,7 +12,7 @@ from hawse.oci.process.notify_socket import directory_of
 from hawse.plan.model import ContainerPlan
 
 _GUESTS_OWN = ("proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "hugetlbfs")
-#: Directories of every guest. A host has them only while a driver of VFIO is loaded.
+#: Directories of the guest that a host has only while a driver of VFIO is loaded.
 _GUEST_DIRECTORIES = frozenset({"/dev/vfio", "/dev/vfio/devices"})
 
 
